@@ -1,0 +1,1 @@
+"""What architectures differ in, as data: embeddings, attention, heads, classifiers, summary tokens."""

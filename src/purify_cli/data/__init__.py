@@ -1,0 +1,1 @@
+"""Labelled texts: reading them, splitting them, and turning them into batches."""

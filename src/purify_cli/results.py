@@ -1,0 +1,209 @@
+"""The values behind `purify.report/1`, frozen and free of torch.
+
+Names and nesting are those of the JSON. Optional fields that hold nothing are left out of the JSON where the dataclass field
+defaults to None, except in `Rate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SCHEMA = "purify.report/1"
+
+Level = Literal["error", "warning", "note"]
+Outcome = Literal["pass", "fail", "inconclusive"]
+CheckOutcome = Literal["found", "clear", "skipped", "failed"]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of n texts, with its 95 % interval. All but n are fractions 0..1 (differences: -1..1)."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where the evidence of a finding lies; what does not apply is None. `token` is a word or several, as inserted."""
+
+    file: str | None = None
+    tensor: str | None = None
+    token: str | None = None
+    layer: int | None = None
+    head: int | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One piece of evidence. `level` error: enough for a fail on its own; warning: suspicious; note: worth knowing.
+
+    `evidence` holds the statistic with its n, null and threshold, in JSON types. `reproduce` is a command or a text that shows
+    the finding again.
+    """
+
+    rule: str
+    level: Level
+    detector: str
+    message: str
+    where: Where = field(default_factory=Where)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    reproduce: str | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """What became of one detector. `reason` is empty for found and clear unless there is something to add."""
+
+    detector: str
+    outcome: CheckOutcome
+    reason: str
+    needs: tuple[str, ...]
+    seconds: float
+    forward_passes: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`risk` is 0..1, or None where nothing could be judged. `rule` names the documented rule that decided."""
+
+    outcome: Outcome
+    risk: float | None
+    rule: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SubjectSummary:
+    path: str
+    revision: str | None
+    kind: str
+    architecture: str | None
+    parameters: int | None
+    vocabulary: int | None
+    labels: tuple[str, ...]
+    files: tuple[FileDigest, ...]
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    subject: SubjectSummary
+    verdict: Verdict
+    checks: tuple[Check, ...]
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class TriggerRate:
+    """ASR of one trigger (or of a poisoned file) for one target label.
+
+    `floor` is the rate at which `floor_from` gives the target to the same texts; `excess` is rate - floor with Newcombe's
+    interval. Both are None where there is nothing to compare with.
+    """
+
+    trigger: str
+    target: str
+    rate: Rate
+    floor: Rate | None
+    floor_from: str | None
+    excess: Rate | None
+
+
+@dataclass(frozen=True)
+class TokenDrift:
+    """How far a trigger token's embedding row lies from the base's row (cosine, L2) and from the class centre (RMSE)."""
+
+    token: str
+    cosine: float | None
+    l2: float | None
+    centre_rmse: float | None
+
+
+@dataclass(frozen=True)
+class CheckpointMetrics:
+    """What eval measures on one checkpoint. `asr_mean` is over the targets; `lfr` counts all triggered texts."""
+
+    path: str
+    cacc: Rate | None
+    asr: tuple[TriggerRate, ...] = ()
+    asr_mean: float | None = None
+    lfr: Rate | None = None
+    drift: tuple[TokenDrift, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    checkpoints: tuple[CheckpointMetrics, ...]
+
+
+@dataclass(frozen=True)
+class Written:
+    path: str
+    files: tuple[FileDigest, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The user's limits on a purification and what came of them. `met` is None when nothing was measured on --test."""
+
+    met: bool | None
+    max_drop: float | None
+    drop: float | None
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PurifyResult:
+    subject: SubjectSummary
+    method: str
+    settings: Mapping[str, Any]
+    before: CheckpointMetrics | None
+    after: CheckpointMetrics | None
+    report: Mapping[str, Any]
+    wrote: Written | None
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class PoisonResult:
+    subject: SubjectSummary
+    attack: str
+    settings: Mapping[str, Any]
+    triggers: tuple[str, ...]
+    target: str
+    poison_rate: float
+    metrics: CheckpointMetrics | None
+    wrote: Written
+
+
+@dataclass(frozen=True)
+class Environment:
+    python: str
+    torch: str | None
+    transformers: str | None
+    device: str
+    threads: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run of the tool: the common head, and exactly one of the four results."""
+
+    command: tuple[str, ...]
+    started: str
+    seconds: float
+    environment: Environment
+    result: ScanResult | PurifyResult | EvalResult | PoisonResult

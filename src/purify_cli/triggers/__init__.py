@@ -1,0 +1,1 @@
+"""Triggers: each changes a text and sees neither labels nor models. The contract: `insert(text, rng) -> str`."""
