@@ -1,0 +1,54 @@
+"""What a classifier answers, text by text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from purify_cli.data.encode import by_length, collate, encode, length_limit, padding_id
+from purify_cli.data.texts import Texts
+from purify_cli.run import Run
+
+
+def predict(model: Any, tokenizer: Any, texts: Texts, run: Run) -> Tensor:
+    """Probabilities of every label for every text.
+
+    The model is put into eval mode for the time and every part of it back into the mode it was in.
+
+    Args:
+        model: a sequence classifier of transformers or peft, on any device; it is moved to `run.device`.
+        tokenizer: its tokenizer.
+        texts: texts, or pairs of texts; labels are not looked at.
+        run: batch size, length limit, device and progress.
+
+    Returns:
+        [texts, labels] float32 on the CPU, rows in the order of `texts`; of a regression the raw score, [texts, 1].
+    """
+    encoded = encode(tokenizer, texts.with_(labels=None), length_limit(tokenizer, model.config, run))
+    filler, side = padding_id(tokenizer), padding_side(tokenizer)
+    answers = torch.empty((len(encoded), model.config.num_labels), dtype=torch.float32)
+    modes = [(module, module.training) for module in model.modules()]
+    model.to(run.device)
+    model.eval()
+    try:
+        with torch.inference_mode():
+            done = 0
+            for indices in by_length(encoded, run.batch_size):
+                batch = collate(encoded, indices, filler, side)
+                logits = model(
+                    **{name: column.to(run.device) for name, column in batch.items()}
+                ).logits.float()  # [batch, labels]
+                answers[indices] = (logits if logits.shape[-1] == 1 else logits.softmax(dim=-1)).cpu()
+                done += len(indices)
+                run.progress("predict", done, len(encoded))
+    finally:
+        for module, training in modes:
+            module.training = training
+    return answers
+
+
+def padding_side(tokenizer: Any) -> str:
+    """Return the side on which rows are filled: the tokenizer's own, and the right one where it cannot pad at all."""
+    return "right" if tokenizer.pad_token_id is None else str(tokenizer.padding_side)
