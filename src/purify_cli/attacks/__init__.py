@@ -1,0 +1,51 @@
+"""Attacks: each puts a backdoor into a checkpoint, so that scanning and purifying can be measured.
+
+An attack is a module of this package whose name is its file's name:
+
+    SUMMARY: str                 one line for `purify methods`
+    NEEDS: tuple[str, ...]       of "weights", "classifier"
+    TRIGGERS: tuple[str, ...]    its triggers when the user names none
+    Settings                     a frozen dataclass; each field's metadata has "help", "range" and "source"
+    poison(subject, data, plan, settings, run) -> Poisoned
+
+An attack picks rows and labels and trains; how a trigger changes a text is `triggers`' business. It writes nothing:
+the command writes the checkpoint, and marks it as poisoned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the attacker wants.
+
+    Attributes:
+        target: id of the target label.
+        triggers: each is a trigger of its own; several words in one are inserted together.
+        rate: poisoned rows / all rows of the training file, 0..1; None: the attack's own default.
+    """
+
+    target: int
+    triggers: tuple[str, ...]
+    rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """What came of an attack.
+
+    Attributes:
+        model: a transformers classifier in eval mode.
+        rows: poisoned rows.
+        poison_rate: poisoned rows / all rows of the training file.
+        report: what the attack did, in JSON types.
+    """
+
+    model: Any
+    rows: int
+    poison_rate: float
+    report: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,33 @@
+"""Purifiers: each changes the weights of a checkpoint so that a backdoor in it, if there is one, works no more.
+
+A purifier is a module of this package whose name is its file's name:
+
+    SUMMARY: str                 one line for `purify methods`
+    NEEDS: tuple[str, ...]       of "weights", "classifier", "base", "twin", "clean", "untrusted"
+    Settings                     a frozen dataclass; each field's metadata has "help", "range" and "source"
+    purify(subject, evidence, train, dev, settings, run) -> Purified
+    preview(subject, evidence, train, dev, settings, run) -> dict      optional: what --dry-run shows
+
+`train` and `dev` are parts of the user's clean texts. A purifier returns a model and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Purified:
+    """What came of a purification.
+
+    Attributes:
+        model: a transformers model in eval mode.
+        report: what the method did, in JSON types; shown to the user and kept in the provenance.
+        tokenizer: where the method had to change it; None: the subject's own.
+    """
+
+    model: Any
+    report: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Any | None = None
