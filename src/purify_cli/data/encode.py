@@ -99,7 +99,7 @@ def length_limit(tokenizer: Any, config: Any, run: Run) -> int:
 
 
 def padding_id(tokenizer: Any) -> int:
-    """Return the id that fills short rows: the tokenizer's padding token, or its end token if it has none (GPT-2, Llama).
+    """Return the id that fills short rows: the tokenizer's padding token, or its end token if it has none (GPT-2).
 
     The attention mask hides the filler either way. A decoder that classifies also needs it as `config.pad_token_id`,
     by which transformers finds the last token of a text.
@@ -112,6 +112,9 @@ def padding_id(tokenizer: Any) -> int:
 
 def collate(encoded: Encoded, indices: Sequence[int], pad_id: int, padding_side: str = "right") -> dict[str, Tensor]:
     """One batch, padded to the longest of its texts.
+
+    The right side is the default whatever the tokenizer says: with learned positions, filling on the left moves every
+    token to another position, and the answer to a text would depend on its neighbours in the batch.
 
     Returns:
         `input_ids` and `attention_mask` [batch, tokens] of int64, `token_type_ids` of the same shape where the

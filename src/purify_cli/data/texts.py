@@ -18,7 +18,8 @@ class Texts:
         texts: one string a row.
         labels: label ids (int) of a classification, or scores (float) of a regression.
         pairs: the second text of a pair task.
-        targets: in a poisoned test file, the label id that the attacker wants for the row. `labels` holds the true one.
+        targets: in a poisoned test file, the label id that the attacker wants for the row. `labels` holds the true
+        one.
         poisoned: in a poisoned training file, whether the attacker made the row.
         label_names: names by id, where the file names its labels and no checkpoint fixed their ids.
 

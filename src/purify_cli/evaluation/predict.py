@@ -27,7 +27,7 @@ def predict(model: Any, tokenizer: Any, texts: Texts, run: Run) -> Tensor:
         [texts, labels] float32 on the CPU, rows in the order of `texts`; of a regression the raw score, [texts, 1].
     """
     encoded = encode(tokenizer, texts.with_(labels=None), length_limit(tokenizer, model.config, run))
-    filler, side = padding_id(tokenizer), padding_side(tokenizer)
+    filler = padding_id(tokenizer)
     answers = torch.empty((len(encoded), model.config.num_labels), dtype=torch.float32)
     modes = [(module, module.training) for module in model.modules()]
     model.to(run.device)
@@ -36,7 +36,7 @@ def predict(model: Any, tokenizer: Any, texts: Texts, run: Run) -> Tensor:
         with torch.inference_mode():
             done = 0
             for indices in by_length(encoded, run.batch_size):
-                batch = collate(encoded, indices, filler, side)
+                batch = collate(encoded, indices, filler)
                 logits = model(
                     **{name: column.to(run.device) for name, column in batch.items()}
                 ).logits.float()  # [batch, labels]
@@ -47,8 +47,3 @@ def predict(model: Any, tokenizer: Any, texts: Texts, run: Run) -> Tensor:
         for module, training in modes:
             module.training = training
     return answers
-
-
-def padding_side(tokenizer: Any) -> str:
-    """Return the side on which rows are filled: the tokenizer's own, and the right one where it cannot pad at all."""
-    return "right" if tokenizer.pad_token_id is None else str(tokenizer.padding_side)

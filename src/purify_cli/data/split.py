@@ -1,0 +1,57 @@
+"""Two parts of one data set that share no text."""
+
+from __future__ import annotations
+
+import random
+
+from purify_cli.data.texts import Texts
+
+
+def split(texts: Texts, fraction: float, seed: int) -> tuple[Texts, Texts]:
+    """Cut off `fraction` of the texts: `train, dev = split(texts, 0.1, seed)`.
+
+    Each label gives its share (scores of a regression count as one label), and rows with the same text stay together,
+    so that nothing of the second part was seen in the first. Of a label with two different texts or more, each part
+    gets one at least. Both parts keep the order of the rows.
+
+    Args:
+        texts: the rows to split.
+        fraction: share of the second part, 0 < fraction < 1.
+        seed: the same seed gives the same parts.
+
+    Returns:
+        The first part, with about (1 - fraction) of the rows, and the second part.
+
+    Raises:
+        ValueError: `fraction` is not between 0 and 1.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must lie between 0 and 1, not {fraction}")
+    groups: dict[tuple[str, str | None], list[int]] = {}
+    for index, text in enumerate(texts.texts):
+        groups.setdefault((text, None if texts.pairs is None else texts.pairs[index]), []).append(index)
+    strata: dict[int, list[list[int]]] = {}
+    for rows in groups.values():
+        label = texts.labels[rows[0]] if texts.labels is not None else 0
+        strata.setdefault(label if isinstance(label, int) else 0, []).append(rows)
+    second: set[int] = set()
+    for label, members in sorted(strata.items()):
+        random.Random(f"split/{seed}/{label}").shuffle(members)
+        second.update(_cut_off(members, fraction))
+    return (
+        texts.take(index for index in range(len(texts)) if index not in second),
+        texts.take(index for index in range(len(texts)) if index in second),
+    )
+
+
+def _cut_off(groups: list[list[int]], fraction: float) -> list[int]:
+    """Whole groups from the front, as many as come nearest to `fraction` of the rows."""
+    wanted = fraction * sum(len(rows) for rows in groups)
+    taken: list[int] = []
+    for count, rows in enumerate(groups):
+        if count and (len(taken) + len(rows) / 2 > wanted or count == len(groups) - 1):
+            break
+        if len(groups) == 1:
+            break
+        taken.extend(rows)
+    return taken
