@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Tokenizer,
 )
+from transformers.utils import logging as transformers_logging
 
 WORDS = """
 the a an and or but of in on at to for with from by as it is was are were be been this that these those i you he she we they
@@ -175,6 +176,7 @@ def save(
 ) -> Path:
     """Write a random checkpoint of the family with its tokenizer to `folder` and give the folder back."""
     model = build(family, task=task, num_labels=num_labels, seed=seed, **settings)
+    transformers_logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer(family).save_pretrained(folder)
     return Path(folder)

@@ -31,7 +31,7 @@ class Family:
         transposed: the output projection keeps its weight as [in, out] (GPT-2's Conv1D) and not as [out, in].
         summary: the token whose last state the classifier reads: the first, or the last that is no padding.
         output_layer: path in the classification model of the linear layer that gives the logits.
-        pooler: path of the module between encoder and classifier that belongs to the base model; None: there is none.
+        pooler: path of the module after the encoder that belongs to the base model and may be missing; None: there is none.
         row_from: where the attention of one token can be read: "interface" (the exchangeable attention function of
             transformers) or the path in the core of the dropout module that is handed the full map.
         layers_key, heads_key, width_key: the names that the config gives to these numbers.
@@ -95,6 +95,7 @@ FAMILIES: Mapping[str, Family] = {
             output="output.dense",
             summary="first",
             output_layer="classifier.out_proj",
+            pooler="pooler",
         ),
         Family(
             "distilbert",

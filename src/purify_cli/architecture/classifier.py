@@ -1,0 +1,55 @@
+"""The classification head: which parameters it has, and a fresh one in its place."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from purify_cli.architecture.table import base_of, family_of, modules_at
+
+
+def classifier_parameters(model: nn.Module) -> list[str]:
+    """Names of the parameters that a classification model has on top of its base model, in their order."""
+    inside = {id(parameter) for parameter in base_of(model).parameters()}
+    return [name for name, parameter in model.named_parameters() if id(parameter) not in inside]
+
+
+def output_layer(model: nn.Module) -> nn.Linear:
+    """The linear layer that gives the logits; its weight is [labels, width]."""
+    layer = modules_at(model, family_of(base_of(model).config).output_layer)[0]
+    if not isinstance(layer, nn.Linear):
+        raise TypeError(f"the classifier's output layer is a {type(layer).__name__}")
+    return layer
+
+
+def replace_classifier(model: nn.Module, num_labels: int, seed: int) -> None:
+    """Put a fresh head of the family's standard form on a classification model, in place.
+
+    Every linear layer on top of the base model is drawn anew from `seed` as transformers initialises it (normal with the config's
+    `initializer_range`, biases zero); the last one gets `num_labels` rows. The labels are named LABEL_0... unless their number stays.
+    """
+    config = model.config
+    inside = {id(module) for module in base_of(model).modules()}
+    last = output_layer(model)
+    spread = float(getattr(config, "initializer_range", None) or 0.02)
+    random = torch.Generator(device="cpu").manual_seed(seed)
+    for name, module in list(model.named_modules()):
+        if id(module) in inside or not isinstance(module, nn.Linear):
+            continue
+        rows = num_labels if module is last else module.out_features
+        fresh = nn.Linear(module.in_features, rows, bias=module.bias is not None)
+        with torch.no_grad():
+            fresh.weight.normal_(mean=0.0, std=spread, generator=random)
+            if fresh.bias is not None:
+                fresh.bias.zero_()
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, fresh.to(module.weight))
+    if num_labels != config.num_labels:
+        for one in {id(holder): holder for holder in (config, base_of(model).config)}.values():
+            one.id2label = {number: f"LABEL_{number}" for number in range(num_labels)}
+            one.label2id = {f"LABEL_{number}": number for number in range(num_labels)}
+            one.problem_type = None
+    # The model keeps its own copy of the number, which its loss reads.
+    for module in model.modules():
+        if id(module) not in inside and hasattr(module, "num_labels"):
+            module.num_labels = num_labels

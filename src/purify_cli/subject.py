@@ -1,0 +1,569 @@
+"""A checkpoint that is looked at: what it is, its tensors, and its model when one is asked for."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from purify_cli.architecture.embeddings import embedding_name
+from purify_cli.architecture.loading import checked_config, load, quiet
+from purify_cli.architecture.table import FAMILIES, Family, family_of, known_families
+from purify_cli.checkpoint import adapter
+from purify_cli.checkpoint.inventory import inventory, sha256
+from purify_cli.checkpoint.locate import locate
+from purify_cli.checkpoint.weights import TensorRef, read_tensors, tensor_table
+from purify_cli.errors import CheckpointError, PurifyError, UnsupportedError, UsageError
+from purify_cli.results import FileDigest, SubjectSummary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from purify_cli.data.texts import Texts
+
+Kind = Literal["classifier", "encoder", "adapter", "causal-lm", "other"]
+Task = Literal[
+    "classifier",
+    "regression",
+    "multi-label",
+    "token-classification",
+    "encoder",
+    "masked-lm",
+    "causal-lm",
+    "other",
+]
+
+_JSON_LIMIT = 32 * 2**20
+"""Bytes of a config file; a real one has a few thousand, or some MB where it names many labels."""
+
+_ENDINGS: tuple[tuple[str, Kind, Task], ...] = (
+    ("ForSequenceClassification", "classifier", "classifier"),
+    ("ForTokenClassification", "other", "token-classification"),
+    ("ForMaskedLM", "encoder", "masked-lm"),
+    ("ForPreTraining", "encoder", "masked-lm"),
+    ("ForCausalLM", "causal-lm", "causal-lm"),
+    ("LMHeadModel", "causal-lm", "causal-lm"),
+    ("DoubleHeadsModel", "other", "other"),
+    ("Model", "encoder", "encoder"),
+)
+"""How the class that wrote a checkpoint ends -> what the checkpoint is."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the user gave beside the checkpoint; None: not given."""
+
+    base: Subject | None = None
+    twin: Subject | None = None
+    clean: Texts | None = None
+    untrusted: Texts | None = None
+
+
+class Subject:
+    """One checkpoint. Making one only finds it on disk; everything else is read when it is first asked for.
+
+    Args:
+        spec: a folder, a weights file in one, or `hf://org/name[@revision]`.
+        base: where the base lies, for adapters whose config names none that is on disk.
+
+    Attributes:
+        spec: as the user gave it.
+        path: the folder on disk.
+        revision: the commit, for a checkpoint from the hub.
+        weights_file: set when the user named one weights file.
+        forward_passes: texts that went through the models of `model()` so far.
+
+    Raises:
+        CheckpointError: there is no such folder. The same error comes from everything below that meets a broken file.
+    """
+
+    def __init__(self, spec: str | Path, *, base: str | Path | None = None) -> None:
+        location = locate(spec)
+        self.spec = str(spec)
+        self.path = location.path
+        self.revision = location.revision
+        self.weights_file = location.weights_file
+        self.forward_passes = 0
+        self._base_spec = base
+        self._models: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"Subject({self.spec!r})"
+
+    # What it is
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder that holds config and weights: `path`, or the transformer inside a sentence-transformers folder.
+
+        Raises:
+            UnsupportedError: a sentence-transformers folder that holds something else.
+        """
+        listing = self.path / "modules.json"
+        if not listing.is_file() or self.weights_file is not None:
+            return self.path
+        try:
+            first = json.loads(_text(listing))[0]
+            kind, inside = first["type"], first["path"]
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise CheckpointError(listing, "is not a list of sentence-transformers modules") from error
+        if inside not in {"", "0_Transformer"}:
+            raise CheckpointError(listing, f"the transformer is said to lie in {str(inside)[:80]!r}")
+        if not isinstance(kind, str) or not kind.endswith(".Transformer"):
+            raise UnsupportedError(listing, f"its first module is a {str(kind)[:80]!r} and no transformer")
+        return self.path / inside
+
+    @cached_property
+    def adapter_config(self) -> dict[str, Any] | None:
+        """adapter_config.json of a PEFT adapter; None for everything else."""
+        file = self.folder / adapter.ADAPTER_CONFIG
+        if self.weights_file is not None and self.weights_file.name not in adapter.ADAPTER_NAMES:
+            return None
+        content = _json(file) if file.is_file() else {}
+        return content if "peft_type" in content else None
+
+    @cached_property
+    def adapter_base(self) -> Subject:
+        """The base of an adapter.
+
+        Raises:
+            CheckpointError: it cannot be found, or is an adapter itself.
+        """
+        config = self.adapter_config
+        if config is None:
+            raise CheckpointError(self.path, "is no adapter")
+        base = Subject(adapter.find_base(self.folder, config, self._base_spec))
+        if base.kind == "adapter":
+            raise CheckpointError(base.spec, "is an adapter, and cannot be the base of another")
+        return base
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json as it is on disk; for an adapter that of its base."""
+        if self.adapter_config is not None:
+            return self.adapter_base.config
+        file = self.folder / "config.json"
+        if not file.is_file():
+            foreign = next((one for pattern in ("*.gguf", "*.onnx") for one in sorted(self.path.glob(pattern))), None)
+            if foreign is not None:
+                raise UnsupportedError(foreign, "models of this format are not read", "Convert it to safetensors.")
+            raise CheckpointError(self.folder, "no config.json in it", "Give the folder of a whole checkpoint.")
+        return _json(file)
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What the checkpoint is: "other" is what cannot be opened, as `open` explains."""
+        return self._nature[0]
+
+    @cached_property
+    def task(self) -> Task:
+        """What the checkpoint was made for; an adapter has the task of the model that it makes of its base."""
+        return self._nature[1]
+
+    @cached_property
+    def _nature(self) -> tuple[Kind, Task]:
+        if self.adapter_config is not None:
+            return "adapter", self._adapter_task()
+        try:
+            config = self.config
+        except UnsupportedError:
+            return "other", "other"
+        kind, task = self._by_architecture()
+        if kind == "classifier":
+            if config.get("problem_type") == "multi_label_classification":
+                return "other", "multi-label"
+            if config.get("problem_type") == "regression" or len(self.labels) == 1:
+                return kind, "regression"
+        return kind, task
+
+    def _by_architecture(self) -> tuple[Kind, Task]:
+        named = self.architecture
+        if named is not None:
+            return next(((kind, task) for ending, kind, task in _ENDINGS if named.endswith(ending)), ("other", "other"))
+        if self.config.get("model_type") not in FAMILIES:
+            return "other", "other"
+        # A config that does not say who wrote it: the tensors tell.
+        names = self.tensors
+        if f"{self.family.output_layer}.weight" in names:
+            return "classifier", "classifier"
+        return ("causal-lm", "causal-lm") if "lm_head.weight" in names else ("encoder", "encoder")
+
+    def _adapter_task(self) -> Task:
+        named = (self.adapter_config or {}).get("task_type")
+        if named == "SEQ_CLS":
+            return "regression" if len(self.labels) == 1 else "classifier"
+        if named == "TOKEN_CLS":
+            return "token-classification"
+        if named == "CAUSAL_LM":
+            return "causal-lm"
+        try:
+            if self._adapter_head is not None:
+                return "classifier"
+            return self.adapter_base.task
+        except UnsupportedError:
+            return "other"
+
+    @property
+    def _adapter_head(self) -> int | None:
+        return adapter.head_labels(adapter.adapter_table(self.folder), self.family.output_layer)
+
+    @cached_property
+    def architecture(self) -> str | None:
+        """The class of transformers that the config names, None if it names none."""
+        named = self.config.get("architectures")
+        if named is None or named == []:
+            return None
+        if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+            raise CheckpointError(self.folder / "config.json", "architectures is not a list of names")
+        return str(named[0])
+
+    @cached_property
+    def family(self) -> Family:
+        """The row of the architecture table.
+
+        Raises:
+            UnsupportedError: no row fits; the error names those that there are.
+        """
+        return family_of(self.config, str(self._config_file))
+
+    @property
+    def _config_file(self) -> Path:
+        holder = self.adapter_base if self.adapter_config is not None else self
+        return holder.folder / "config.json"
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Label names by id; empty for what classifies nothing."""
+        if self.adapter_config is not None:
+            brought = self._adapter_head
+            base = self.adapter_base.labels
+            if brought is None or brought == len(base):
+                return base
+            named = _label_names(self.adapter_base.config, self._config_file)
+            return named if len(named) == brought else tuple(f"LABEL_{number}" for number in range(brought))
+        try:
+            if self._by_architecture()[0] not in {"classifier", "other"}:
+                return ()
+        except UnsupportedError:
+            return ()
+        named = _label_names(self.config, self.folder / "config.json")
+        if named:
+            return named
+        number = self.config.get("num_labels")
+        if not isinstance(number, int) or not 0 < number <= 2**20:
+            head = None
+            if self.config.get("model_type") in FAMILIES:
+                head = self.tensors.get(f"{self.family.output_layer}.weight")
+            number = head.shape[0] if head is not None and len(head.shape) == 2 else 0
+        return tuple(f"LABEL_{label}" for label in range(number))
+
+    def label_id(self, name_or_id: str) -> int:
+        """The id of a label given by its name or its id. A name wins over an id that reads the same.
+
+        Raises:
+            UsageError: no such label; the error names those that there are.
+        """
+        text = str(name_or_id).strip()
+        if text in self.labels:
+            return self.labels.index(text)
+        folded = [label.casefold() for label in self.labels]
+        if folded.count(text.casefold()) == 1:
+            return folded.index(text.casefold())
+        number = text.removeprefix("LABEL_")
+        if number.isascii() and number.isdigit() and len(number) < 8 and int(number) < len(self.labels):
+            return int(number)
+        shown = ", ".join(f"{label} ({number})" for number, label in enumerate(self.labels[:20])) or "none"
+        if len(self.labels) > 20:
+            shown += f" and {len(self.labels) - 20} more"
+        raise UsageError(text, f"is not a label of {self.spec}", f"Its labels are {shown}.")
+
+    # Its tensors
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorRef]:
+        """Every tensor by name, with file, shape and dtype; for an adapter those of the adapter."""
+        if self.adapter_config is not None:
+            if self.weights_file is not None:
+                return tensor_table(self.folder, self.weights_file)
+            return adapter.adapter_table(self.folder)
+        return tensor_table(self.folder, self.weights_file)
+
+    @property
+    def _model_tensors(self) -> dict[str, TensorRef]:
+        return self.adapter_base.tensors if self.adapter_config is not None else self.tensors
+
+    @cached_property
+    def parameters(self) -> int:
+        """Numbers in the tensors on disk; an adapter counts its base too."""
+        own = sum(reference.elements for reference in self.tensors.values())
+        return own + (self.adapter_base.parameters if self.adapter_config is not None else 0)
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Rows of the word embeddings on disk."""
+        return self._embedding_ref.shape[0]
+
+    @cached_property
+    def _embedding_ref(self) -> TensorRef:
+        table = self._model_tensors
+        reference = table[embedding_name(table, self.family, str(self.folder))]
+        if len(reference.shape) != 2 or 0 in reference.shape:
+            raise CheckpointError(reference.file, f"its word embeddings have the shape {list(reference.shape)}")
+        return reference
+
+    def embeddings(self) -> Tensor:
+        """The word embeddings, [vocabulary, width] float32, read from the file without building the model.
+
+        Raises:
+            CheckpointError: there are none, or the file is broken.
+            UnsupportedError: the architecture is not known.
+        """
+        reference = self._embedding_ref
+        name = embedding_name(self._model_tensors, self.family, str(self.folder))
+        return read_tensors({name: reference})[name].to(torch.float32)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's tokenizer; an adapter that ships none has its base's. Decoders without padding pad with their end token.
+
+        Raises:
+            CheckpointError: there is none, it cannot be read, or it has more tokens than the embeddings have rows.
+        """
+        from transformers import AutoTokenizer
+
+        places = [self.folder]
+        if self.folder != self.path:
+            places.append(self.path)
+        if self.adapter_config is not None:
+            places.append(self.adapter_base.folder)
+        place = next((one for one in places if _has_tokenizer(one)), None)
+        if place is None:
+            raise CheckpointError(self.path, "no tokenizer in it", "Expected a tokenizer.json or the vocabulary's files.")
+        try:
+            with quiet():
+                config = checked_config(self.config, self._shapes, str(self._config_file))
+                tokenizer = AutoTokenizer.from_pretrained(
+                    place, config=config, trust_remote_code=False, local_files_only=True
+                )
+        except PurifyError:
+            raise
+        except Exception as error:  # tokenizers raise plain Exception, and each format its own kinds besides
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise CheckpointError(place, f"its tokenizer cannot be read ({reason})") from error
+        if len(tokenizer) > self.vocabulary:
+            largest = max(tokenizer.get_vocab().values(), default=0)
+            if largest >= self.vocabulary:
+                problem = f"its tokenizer has ids up to {largest}, and the embeddings only {self.vocabulary} rows"
+                raise CheckpointError(place, problem, "Tokenizer and weights are of different models.")
+        if tokenizer.pad_token is None:
+            filler = tokenizer.eos_token or tokenizer.unk_token
+            if filler is None:
+                raise CheckpointError(place, "its tokenizer has neither a padding token nor one to pad with")
+            tokenizer.pad_token = filler
+        found: PreTrainedTokenizerBase = tokenizer
+        return found
+
+    def token_limit(self) -> int:
+        """The most tokens a text may have, special tokens included: the least of what tokenizer and positions allow."""
+        limits = []
+        tokens = getattr(self.tokenizer, "model_max_length", None)
+        if isinstance(tokens, int) and 0 < tokens < 10**6:
+            limits.append(tokens)
+        for key in ("max_position_embeddings", "n_positions"):
+            positions = self.config.get(key)
+            if isinstance(positions, int) and positions > 0:
+                # RoBERTa counts its positions from padding_idx + 1 on.
+                padding = self.config.get("pad_token_id")
+                offset = (padding if isinstance(padding, int) else 1) + 1 if self.family.model_type == "roberta" else 0
+                limits.append(positions - offset)
+        return max(1, min(limits, default=512))
+
+    # Its model
+
+    @property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: reference.shape for name, reference in self._model_tensors.items()}
+
+    def open(self, device: str = "cpu", num_labels: int | None = None, seed: int = 0) -> Any:
+        """A new model, float32, in eval mode.
+
+        Args:
+            device: where to put it.
+            num_labels: give a classifier of so many labels: a checkpoint with a classifier of that number keeps its own, every
+                other gets a fresh one. None: the model that the checkpoint is.
+            seed: draws the fresh classifier.
+
+        Raises:
+            UnsupportedError: a kind or an architecture that is not read.
+            CheckpointError: config, tensors and tokenizer do not fit together.
+        """
+        self._refuse_other()
+        if self.adapter_config is not None:
+            return self._open_adapter(num_labels, seed).to(device)
+        config = checked_config(self.config, self._shapes, str(self._config_file))
+        self._fill_padding(config)
+        labels = self.labels
+        form: Literal["base", "classifier", "causal-lm"] = "base"
+        fresh: int | None = None
+        if self.kind == "classifier":
+            form = "classifier"
+            _name_labels(config, labels)
+            fresh = num_labels if num_labels is not None and num_labels != len(labels) else None
+        elif num_labels is not None:
+            form, fresh = "classifier", num_labels
+        elif self.kind == "causal-lm":
+            form = "causal-lm"
+        model = load(form, config, read_tensors(self.tensors), self.spec, fresh_labels=fresh, seed=seed)
+        return model.to(device)
+
+    def model(self, device: str = "cpu") -> Any:
+        """The model of the checkpoint as `open` gives it, kept from call to call: for looking, not for changing.
+
+        Every text that goes through it is counted in `forward_passes`.
+        """
+        if device not in self._models:
+            model = self.open(device)
+            model.register_forward_pre_hook(self._count, with_kwargs=True)
+            for parameter in model.parameters():
+                parameter.requires_grad_(False)
+            self._models[device] = model
+        return self._models[device]
+
+    def _count(self, module: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        for value in (named.get("input_ids"), named.get("inputs_embeds"), *inputs):
+            if isinstance(value, Tensor):
+                self.forward_passes += value.shape[0]
+                return
+
+    def _open_adapter(self, num_labels: int | None, seed: int) -> Any:
+        config = self.adapter_config or {}
+        base, brought = self.adapter_base, self._adapter_head
+        wanted: int | None = None
+        if self.task in {"classifier", "regression"}:
+            wanted = brought or len(base.labels) or None
+            if wanted is None:
+                remedy = "Give a base that is a classifier with --base."
+                raise CheckpointError(self.spec, "neither the adapter nor its base has a classifier", remedy)
+        if brought is not None and len(base.labels) not in {0, brought}:
+            wanted = brought
+        if wanted is not None and wanted > 2**20:
+            raise CheckpointError(self.spec, f"its classifier has {wanted:,} labels")
+        try:
+            model = base.open(num_labels=wanted, seed=seed)
+        except UnsupportedError:
+            raise
+        except CheckpointError as error:
+            raise CheckpointError(base.spec, f"the base of the adapter: {error.problem}", error.remedy) from error
+        if wanted is not None:
+            _name_labels(model.config, self.labels)
+        model = adapter.attach(model, self.folder, config)
+        if num_labels is not None and num_labels != len(self.labels):
+            from purify_cli.architecture.classifier import replace_classifier
+
+            replace_classifier(model, num_labels, seed)
+        return model.eval()
+
+    def _refuse_other(self) -> None:
+        if self.kind != "other" and self.task not in {"token-classification", "multi-label", "other"}:
+            _ = self.family, self.tensors
+            return
+        _ = self.config  # GGUF and ONNX are named by it
+        if self.config.get("model_type") not in FAMILIES:
+            family_of(self.config, str(self._config_file))
+        what = {
+            "token-classification": "classifies tokens, which is not supported",
+            "multi-label": "gives several labels to one text, which is not supported",
+        }.get(self.task, f"is a {self.architecture}, which is not supported")
+        remedy = f"Classifiers of whole texts with one label, encoders and causal LMs of {known_families()} are."
+        raise UnsupportedError(self.spec, what, remedy)
+
+    def _fill_padding(self, config: Any) -> None:
+        """A decoder finds its summary token by the padding id, so it must know the one that the tokenizer pads with."""
+        if self.family.summary == "last" and config.pad_token_id is None:
+            try:
+                config.pad_token_id = self.tokenizer.pad_token_id
+            except CheckpointError:
+                return  # a model without a tokenizer can still be looked at
+
+    # For reports
+
+    def summary(self) -> SubjectSummary:
+        """What reports say of the checkpoint, with the digest of every file. What cannot be read is left open."""
+        files = tuple(
+            FileDigest(path=str(entry.relative), bytes=entry.bytes, sha256=sha256(entry.path))
+            for entry in inventory(self.path)
+        )
+        return SubjectSummary(
+            path=self.spec,
+            revision=self.revision,
+            kind=self._known("kind") or "other",
+            architecture=self._known("architecture"),
+            parameters=self._known("parameters"),
+            vocabulary=self._known("vocabulary"),
+            labels=self._known("labels") or (),
+            files=files,
+        )
+
+    def _known(self, name: str) -> Any:
+        try:
+            return getattr(self, name)
+        except PurifyError:
+            return None
+
+
+def _name_labels(config: Any, labels: tuple[str, ...]) -> None:
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+
+
+def _label_names(config: Mapping[str, Any], where: Path) -> tuple[str, ...]:
+    """Names by id from `id2label`; empty if the config has none.
+
+    Raises:
+        CheckpointError: the ids are not 0, 1, 2 and so on.
+    """
+    named = config.get("id2label")
+    if not named:
+        return ()
+    if not isinstance(named, Mapping):
+        raise CheckpointError(where, "id2label is not an object")
+    try:
+        by_id = {int(number): str(name) for number, name in named.items()}
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(where, "id2label has an id that is not a number") from error
+    if sorted(by_id) != list(range(len(named))):
+        raise CheckpointError(where, f"id2label does not number its {len(named)} labels from 0 to {len(named) - 1}")
+    return tuple(by_id[number] for number in range(len(by_id)))
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    names = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "spiece.model", "tokenizer.model", "tekken.json")
+    return any((folder / name).is_file() for name in names)
+
+
+def _text(file: Path) -> str:
+    try:
+        if file.stat().st_size > _JSON_LIMIT:
+            raise CheckpointError(file, f"has more than {_JSON_LIMIT // 2**20} MB")
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(file, "is not UTF-8") from error
+    except OSError as error:
+        raise CheckpointError(file, f"cannot be read ({error.strerror})") from error
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_text(file))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(file, "is not JSON") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(file, "is not a JSON object")
+    return copy.copy(content)
