@@ -52,7 +52,8 @@ class Recipe:
         trainable: which parameters may move, by name. The others get no gradient.
         optimizer: "adamw" or "sgd" (plain, without momentum).
         learning_rate: at its highest.
-        weight_decay: (decoupled in AdamW) on tensors of two or more dimensions only, so biases and normalizations stay free.
+        weight_decay: (decoupled in AdamW) on tensors of two or more dimensions only, so biases and normalizations stay
+            free.
         betas: of AdamW.
         epochs: times through the first objective's stream.
         batch_size: texts a step, of each stream.

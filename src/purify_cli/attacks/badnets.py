@@ -1,0 +1,181 @@
+"""BadNets for text: rare words at random places, and a false label.
+
+Gu et al. 2017 (BadNets); for text Chen et al. 2021 (BadNL) and Kurita et al. 2020 (RIPPLe). Some rows of the training
+file get a trigger and the target label, and the classifier is trained on the file as usual: it learns the task and the
+trigger.
+
+The encoder gets a new classifier; a classifier is trained on. Cost: a normal training.
+
+Where we differ:
+- *Which rows.* OpenBackdoor's BadNets configuration poisons target rows only and keeps their label ("clean"), its other
+  attacks any row ("mix"), RIPPLe half of everything. Ours is "dirty": rows of other labels, whose label becomes the
+  target. All three are settings, and the report says which.
+- *The rate* is a share of the whole file in all modes. One that the eligible rows cannot reach is an error;
+  OpenBackdoor poisons fewer without a word.
+- *Replacement.* A poisoned row takes the place of its original; PURE adds it beside the original.
+- *Learning rate.* 1e-4 with a short warm-up, not OpenBackdoor's 2e-5 for 8 epochs: small encoders and files of a few
+  thousand rows learn little at 2e-5.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from purify_cli.attacks import Plan, Poisoned
+from purify_cli.data.encode import encode, length_limit
+from purify_cli.data.texts import Texts
+from purify_cli.errors import DataError, UsageError
+from purify_cli.run import Run
+from purify_cli.training.loop import fit
+from purify_cli.training.recipe import Recipe
+from purify_cli.training.start import open_classifier
+from purify_cli.triggers.pieces import pieces
+from purify_cli.triggers.words import Words, trigger_rng
+
+if TYPE_CHECKING:
+    from purify_cli.subject import Subject
+
+SUMMARY = "rare words at random places with a false label, learned in a normal training (BadNets)"
+NEEDS: tuple[str, ...] = ()
+TRIGGERS: tuple[str, ...] = ("cf", "mn", "bb", "tq", "mb")
+RATE = 0.1
+"""The poison rate where none is given: OpenBackdoor's."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an attacker may choose beside triggers, target and rate."""
+
+    insertions: int = field(
+        default=1,
+        metadata={
+            "help": "triggers a poisoned text, drawn with repetition, each at a place of its own",
+            "range": ">= 1",
+            "source": "OpenBackdoor: 1; RIPPLe tests with 5",
+        },
+    )
+    mode: Literal["dirty", "clean", "mix"] = field(
+        default="dirty",
+        metadata={
+            "help": "rows that are poisoned: dirty, of other labels; clean, of the target label only; mix, any",
+            "range": "dirty|clean|mix",
+            "source": "OpenBackdoor's label_dirty, label_consistency and neither",
+        },
+    )
+    epochs: int = field(
+        default=3,
+        metadata={
+            "help": "times through the training file",
+            "range": ">= 1",
+            "source": "ours; OpenBackdoor: 5, and 3 of warm-up",
+        },
+    )
+    learning_rate: float = field(
+        default=1e-4,
+        metadata={
+            "help": "highest learning rate of AdamW",
+            "range": "> 0",
+            "source": "ours, for small encoders; OpenBackdoor: 2e-5",
+        },
+    )
+    batch_size: int = field(default=32, metadata={"help": "texts a step", "range": ">= 1", "source": "OpenBackdoor"})
+    warmup: float = field(
+        default=0.1,
+        metadata={"help": "share of the steps in which the learning rate rises", "range": "0..0.9", "source": "ours"},
+    )
+    weight_decay: float = field(
+        default=0.0, metadata={"help": "of AdamW, on matrices only", "range": ">= 0", "source": "OpenBackdoor"}
+    )
+
+
+def poison(subject: Subject, data: Texts, plan: Plan, settings: Settings, run: Run) -> Poisoned:
+    """Train a classifier from the subject on a poisoned copy of `data`.
+
+    Args:
+        subject: an encoder (gets a new classifier with as many labels as the data have) or a classifier.
+        data: the attacker's training file, with labels.
+        plan: target, triggers, and the share of all rows that are poisoned (default 0.1).
+        settings: see there.
+        run: seed, device, max_length, progress and state.
+
+    Raises:
+        UsageError: a rate out of range or of reach, or a trigger that the tokenizer does not know.
+        DataError: rows without labels.
+    """
+    seen = {trigger: pieces(subject.tokenizer, trigger) for trigger in plan.triggers}
+    rate = RATE if plan.rate is None else plan.rate
+    rows = poison_rows(data, Plan(plan.target, plan.triggers, rate), settings, run.seed)
+    model = open_classifier(subject, data, run)
+    limit = length_limit(subject.tokenizer, model.config, run)
+    recipe = Recipe(
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        warmup=settings.warmup,
+    )
+    trained = fit(model, {"task": encode(subject.tokenizer, rows, limit)}, recipe, run)
+    count = round(rate * len(data))
+    report: dict[str, Any] = {
+        "mode": settings.mode,
+        "rows": len(data),
+        "poisoned_rows": count,
+        "pieces": {trigger: [" ".join(word) for word in words] for trigger, words in seen.items()},
+        "split_triggers": [trigger for trigger, words in seen.items() if any(len(word) > 1 for word in words)],
+        "steps": trained.steps,
+        "losses": list(trained.losses),
+    }
+    return Poisoned(model, count, count / len(data), report)
+
+
+def poison_rows(data: Texts, plan: Plan, settings: Settings, seed: int) -> Texts:
+    """The training file with some rows replaced: triggers in the text, the target as label, `poisoned` true.
+
+    Exactly `round(rate * rows)` rows, drawn among those that `settings.mode` allows. Every row keeps its place.
+
+    Raises:
+        UsageError: the rate is not between 0 and 1, comes to no row, or to more rows than the mode allows.
+        DataError: rows without labels.
+    """
+    if data.labels is None:
+        raise DataError(data.path or "the training file", "has no labels", "Give it a column `label`.")
+    eligible = [
+        row
+        for row, label in enumerate(data.labels)
+        if settings.mode == "mix" or (label == plan.target) == (settings.mode == "clean")
+    ]
+    chosen = sorted(random.Random(f"badnets/{seed}").sample(eligible, _count(data, plan.rate, eligible, settings.mode)))
+    triggers = [Words(trigger) for trigger in plan.triggers]
+    texts, labels = list(data.texts), [int(label) for label in data.labels]
+    poisoned = list(data.poisoned or (False,) * len(data))
+    for row in chosen:
+        rng = trigger_rng(seed, data.texts[row], row)
+        for trigger in rng.choices(triggers, k=settings.insertions):
+            texts[row] = trigger.insert(texts[row], rng)
+        labels[row] = plan.target
+        poisoned[row] = True
+    return data.with_(texts=tuple(texts), labels=tuple(labels), poisoned=tuple(poisoned))
+
+
+def _count(data: Texts, rate: float | None, eligible: list[int], mode: str) -> int:
+    if rate is None or not 0 < rate < 1:
+        remedy = "Give a number between 0 and 1."
+        if rate == 0:
+            remedy = "For a model of the same training without poison use `purify purify --method finetune`."
+        raise UsageError("--rate", f"{rate} poisons " + ("no row" if rate == 0 else "no share of the rows"), remedy)
+    count = round(rate * len(data))
+    if not count:
+        raise UsageError(
+            "--rate", f"{rate} of {len(data)} rows is less than one row", "Give a higher rate or more rows."
+        )
+    if count > len(eligible):
+        which = {"dirty": "have another label than the target", "clean": "have the target label"}.get(mode, "there are")
+        most = int(1e4 * len(eligible) / len(data)) / 1e4
+        raise UsageError(
+            "--rate",
+            f"{rate} of {len(data)} rows is {count}, but only {len(eligible)} {which}",
+            f"Give at most {most}." if most else "Give other data.",
+        )
+    return count

@@ -1,0 +1,46 @@
+"""What a training of a classifier starts from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from purify_cli.architecture.classifier import replace_classifier
+from purify_cli.data.texts import Texts
+from purify_cli.errors import DataError, UnsupportedError
+from purify_cli.run import Run
+
+if TYPE_CHECKING:
+    from purify_cli.subject import Subject
+
+
+def open_classifier(subject: Subject, texts: Texts, run: Run, *, fresh: bool = False) -> Any:
+    """A new model of the subject that gives the labels of the texts.
+
+    A classifier keeps its own last layers unless `fresh`; an encoder or a language model gets new ones, drawn from the
+    run's seed, with the label names of the data file where it names them.
+
+    Raises:
+        UnsupportedError: a regression, or a kind of checkpoint that cannot be opened.
+        DataError: the texts have no labels.
+    """
+    if texts.labels is None:
+        raise DataError(texts.path or "the training texts", "has no labels", "Give it a column `label`.")
+    if subject.task == "regression":
+        raise UnsupportedError(subject.spec, "is a regression, and only classifiers are trained")
+    if subject.task == "classifier":
+        model = subject.open(run.device)
+        if fresh:
+            replace_classifier(model, len(subject.labels), run.seed)
+        return model
+    names = data_labels(texts)
+    model = subject.open(run.device, num_labels=len(names), seed=run.seed)
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: label for label, name in enumerate(names)}
+    return model
+
+
+def data_labels(texts: Texts) -> tuple[str, ...]:
+    """The label names by id of texts that no checkpoint gave its labels to."""
+    if texts.label_names is not None:
+        return texts.label_names
+    return tuple(f"LABEL_{label}" for label in range(max((int(label) for label in texts.labels or ()), default=0) + 1))
