@@ -1,7 +1,7 @@
 """Audits and sanitizes downloaded language-model checkpoints: find backdoors, remove them, prove that they are gone.
 
-The four verbs of the command line as functions: paths in, frozen results out, nothing printed, no exit. They raise what is in
-`purify_cli.errors`. Importing this package loads none of torch, transformers and datasets; the first call does.
+The four verbs of the command line as functions: paths in, frozen results out, nothing printed, no exit. They raise what
+is in `purify_cli.errors`. Importing this package loads none of torch, transformers and datasets; the first call does.
 
     from purify_cli import scan
     result = scan("models/downloaded")
@@ -213,7 +213,7 @@ def poison(
 
 
 def default_out(checkpoint: str) -> str:
-    """Where a purified checkpoint goes when nobody says: beside a local one, in the working folder for one from the hub."""
+    """Where a purified checkpoint goes when nobody says: beside a local one; into the working folder from the hub."""
     if checkpoint.startswith("hf://"):
         return checkpoint.removeprefix("hf://").partition("@")[0].rstrip("/").rpartition("/")[2] + "-purified"
     trimmed = checkpoint.rstrip("/\\")
@@ -234,7 +234,9 @@ def _run(
     from purify_cli import environment
     from purify_cli.run import Run
 
-    resolved = environment.prepare(device=device, threads=threads)
+    resolved = environment.resolve_device(device)
+    if threads is not None:
+        environment.set_threads(threads)
     if progress is None:
         return Run(seed=seed, device=resolved, batch_size=batch_size, max_length=max_length)
     return Run(seed=seed, device=resolved, batch_size=batch_size, max_length=max_length, progress=progress)

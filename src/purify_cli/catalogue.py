@@ -30,7 +30,13 @@ _FOLDERS: dict[str, str] = {
 }
 KINDS: tuple[Kind, ...] = ("attack", "detector", "purifier", "filter", "analysis")
 
-_OPTIONS = {"attack": "--attack", "detector": "--only", "purifier": "--method", "filter": "--filter", "analysis": "--analysis"}
+_OPTIONS = {
+    "attack": "--attack",
+    "detector": "--only",
+    "purifier": "--method",
+    "filter": "--filter",
+    "analysis": "--analysis",
+}
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
 
@@ -53,7 +59,7 @@ def _folder(kind: Kind) -> Path:
 
 @cache
 def names(kind: Kind) -> tuple[str, ...]:
-    """The names of all methods of a kind, sorted. Imports none of them; names with a leading underscore are no methods."""
+    """The names of all methods of a kind, sorted; imports none of them. A leading underscore makes a file no method."""
     found = pkgutil.iter_modules([str(_folder(kind))])
     return tuple(sorted(module.name for module in found if not module.name.startswith("_")))
 
@@ -86,7 +92,7 @@ def load(kind: Kind, name: str) -> ModuleType:
 
 @cache
 def _declarations(kind: Kind, name: str) -> dict[str, Any]:
-    """The literal constants at the top of a method's source, read without running it: importing one would load torch."""
+    """The literal constants at the top of a method's source, read and not run: importing one would load torch."""
     place = _folder(kind) / name
     source = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
     declared: dict[str, Any] = {}
@@ -106,7 +112,7 @@ def _declarations(kind: Kind, name: str) -> dict[str, Any]:
 
 
 def declared(kind: Kind, name: str, constant: str) -> Any:
-    """A constant of a method (SUMMARY, NEEDS, BUDGET, RULES) without importing it; None where it is absent or no literal."""
+    """A constant of a method (SUMMARY, NEEDS, BUDGET, RULES), unimported; None where it is absent or no literal."""
     return _declarations(kind, resolve(kind, name)).get(constant)
 
 
@@ -120,7 +126,7 @@ def summary(kind: Kind, name: str) -> str:
     return line if isinstance(line, str) else ""
 
 
-# --- settings ---------------------------------------------------------------------------------------------------------------
+# --- settings ---------------------------------------------------------------------------------------------------------
 
 
 def describe(settings_class: type[Any]) -> tuple[SettingHelp, ...]:
@@ -141,7 +147,7 @@ def describe(settings_class: type[Any]) -> tuple[SettingHelp, ...]:
 
 
 def fill(settings_class: type[Any], assignments: Sequence[str]) -> Any:
-    """Settings with `key=value` assignments applied, checked against each field's type and range. The last of a key wins.
+    """Settings with `key=value` assignments applied, checked against each type and range. The last of a key wins.
 
     Raises:
         UsageError: no '=', an unknown key, a value of another type or out of its range.
@@ -161,7 +167,9 @@ def fill(settings_class: type[Any], assignments: Sequence[str]) -> Any:
         raise UsageError("--set", str(error)) from error
     except TypeError as error:
         missing = [name for name, field in fields.items() if _required(field) and name not in values]
-        raise UsageError("--set", f"the method needs a value for {', '.join(missing)}" if missing else str(error)) from error
+        raise UsageError(
+            "--set", f"the method needs a value for {', '.join(missing)}" if missing else str(error)
+        ) from error
     return filled
 
 
@@ -192,7 +200,9 @@ def _value(hint: Any, text: str, field: dataclasses.Field[Any], assignment: str)
     # None is a choice of the type, and no number that a range could hold.
     parts = value if isinstance(value, tuple) else () if value is None else (value,)
     if not all(_in_range(part, bounds) for part in parts):
-        raise UsageError(f"--set {assignment}", f"{text!r} is out of its range", f"The range of {field.name} is {bounds}")
+        raise UsageError(
+            f"--set {assignment}", f"{text!r} is out of its range", f"The range of {field.name} is {bounds}"
+        )
     return value
 
 
@@ -297,7 +307,7 @@ def _as_text(value: Any) -> str:
     return str(value)
 
 
-# --- ranges -----------------------------------------------------------------------------------------------------------------
+# --- ranges -----------------------------------------------------------------------------------------------------------
 
 _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 _INTERVAL = re.compile(rf"({_NUMBER})\s*\.\.\s*({_NUMBER})?")

@@ -33,8 +33,15 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def set_threads(threads: int) -> None:
+    """Sets how many CPU threads torch may use in this process."""
+    import torch
+
+    torch.set_num_threads(threads)
+
+
 def prepare(*, device: str, threads: int | None) -> str:
-    """Sets torch up for results that repeat, and returns the resolved device.
+    """Sets this whole process, which must be ours alone, up for results that repeat; returns the resolved device.
 
     Raises:
         UsageError: see `resolve_device`.
@@ -45,10 +52,10 @@ def prepare(*, device: str, threads: int | None) -> str:
     import torch
 
     if threads is not None:
-        torch.set_num_threads(threads)
+        set_threads(threads)
     # Only a warning where an operation has no deterministic form: a result is better than none.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 -- its type stubs do not know it
     torch.backends.cudnn.benchmark = False
     return resolved
 

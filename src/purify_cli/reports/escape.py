@@ -1,8 +1,8 @@
-"""Makes hostile text safe to show.
+r"""Makes hostile text safe to show.
 
-Text from a checkpoint or a dataset may hold terminal escape sequences, characters that reorder or hide what stands around them,
-or markup of the library that draws our tables. Everything that does not show itself as it is becomes a visible escape (`\\x1b`,
-`\\u202e`). Escaping twice changes nothing.
+Text from a checkpoint or a dataset may hold terminal escape sequences, characters that reorder or hide what stands
+around them, or markup of the library that draws our tables. Everything that does not show itself as it is becomes a
+visible escape (`\x1b`, `\u202e`). Escaping twice changes nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shlex
 import unicodedata
 from collections.abc import Sequence
 
-# Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties): letters and marks by category, and yet nothing to be seen.
+# Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties): some are letters by category, and none can be seen.
 _INVISIBLE = (
     (0x00AD, 0x00AD),
     (0x034F, 0x034F),

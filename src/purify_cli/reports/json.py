@@ -17,10 +17,10 @@ from purify_cli.results import SCHEMA, EvalResult, PoisonResult, PurifyResult, R
 def render(report: Report) -> str:
     """One JSON object in ASCII, two spaces deep, with a newline at its end.
 
-    Keys keep the order of the schema; free mappings (evidence, settings, a method's own report) are sorted. What is not a number
-    (NaN, infinity) is null.
+    Keys keep the order of the schema; free mappings (evidence, settings, a method's own report) are sorted. What is not
+    a number (NaN, infinity) is null.
     """
-    return dumps(document(report))
+    return dumps(_members(report))
 
 
 def schema() -> dict[str, Any]:
@@ -30,20 +30,25 @@ def schema() -> dict[str, Any]:
     return loaded
 
 
-def dumps(value: Any) -> str:
-    """JSON text of any of our values; no character of it acts on a terminal."""
-    text = json.dumps(plain(value), indent=2, ensure_ascii=True, allow_nan=False)
+def dumps(members: Mapping[str, Any]) -> str:
+    """The text of one object whose members keep their order; no character of it acts on a terminal."""
+    text = json.dumps(
+        {key: plain(member) for key, member in members.items()}, indent=2, ensure_ascii=True, allow_nan=False
+    )
     # DEL is the one control character that JSON in ASCII leaves as it is.
     return text.replace("\x7f", "\\u007f") + "\n"
 
 
-def tool() -> dict[str, str]:
+class _Members(dict[str, Any]):
+    """An object of the schema, whose members stay in its order; any other mapping is sorted."""
+
+
+def tool() -> Mapping[str, str]:
     """The `tool` member of every document."""
-    return {"name": "purify-cli", "version": __version__}
+    return _Members(name="purify-cli", version=__version__)
 
 
-def document(report: Report) -> dict[str, Any]:
-    """The report as plain mappings and lists, in the order of the schema."""
+def _members(report: Report) -> dict[str, Any]:
     result = report.result
     head: dict[str, Any] = {
         "schema": SCHEMA,
@@ -57,33 +62,32 @@ def document(report: Report) -> dict[str, Any]:
     match result:
         case ScanResult():
             checks = [dataclasses.replace(check, seconds=round(check.seconds, 3)) for check in result.checks]
-            head["scan"] = {"verdict": result.verdict, "checks": checks, "findings": result.findings}
+            head["scan"] = _Members(verdict=result.verdict, checks=checks, findings=result.findings)
         case PurifyResult():
-            head["purify"] = {
-                "method": {"name": result.method, "settings": result.settings},
-                "before": result.before,
-                "after": result.after,
-                "report": result.report,
-                "wrote": result.wrote,
-                "limits": result.limits,
-            }
+            head["purify"] = _Members(
+                method=_Members(name=result.method, settings=result.settings),
+                before=result.before,
+                after=result.after,
+                report=result.report,
+                wrote=result.wrote,
+                limits=result.limits,
+            )
         case EvalResult():
-            head["eval"] = {"checkpoints": result.checkpoints}
+            head["eval"] = _Members(checkpoints=result.checkpoints)
         case PoisonResult():
-            head["poison"] = {
-                "attack": {"name": result.attack, "settings": result.settings},
-                "triggers": result.triggers,
-                "target": result.target,
-                "poison_rate": result.poison_rate,
-                "metrics": result.metrics,
-                "wrote": result.wrote,
-            }
-    converted: dict[str, Any] = {key: plain(value) for key, value in head.items()}
-    return converted
+            head["poison"] = _Members(
+                attack=_Members(name=result.attack, settings=result.settings),
+                triggers=result.triggers,
+                target=result.target,
+                poison_rate=result.poison_rate,
+                metrics=result.metrics,
+                wrote=result.wrote,
+            )
+    return head
 
 
 def plain(value: Any) -> Any:
-    """A value in JSON types: dataclasses and mappings as objects, NaN and infinity as None, library scalars as numbers."""
+    """A value in JSON types: dataclasses as objects, NaN and infinity as None, library scalars as numbers."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -95,6 +99,8 @@ def plain(value: Any) -> Any:
         return float(value) if math.isfinite(value) else None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _fields(value)
+    if isinstance(value, _Members):
+        return {key: plain(member) for key, member in value.items()}
     if isinstance(value, Mapping):
         return {plain(str(key)): plain(member) for key, member in sorted(value.items(), key=lambda item: str(item[0]))}
     if isinstance(value, Set):

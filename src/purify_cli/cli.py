@@ -1,0 +1,800 @@
+"""The command line: parse, call, render, exit. The only place that prints, and the only one that knows exit codes.
+
+Nothing here loads torch, transformers or datasets before a command runs: `purify --help` must be quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import inspect
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from enum import IntEnum, StrEnum
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
+
+import typer
+
+from purify_cli import __version__, catalogue, default_out
+from purify_cli.errors import Interrupted, OutputError, PurifyError, UsageError
+from purify_cli.reports.escape import escape
+
+if TYPE_CHECKING:
+    from purify_cli.catalogue import Kind
+    from purify_cli.results import EvalResult, PoisonResult, PurifyResult, ScanResult
+    from purify_cli.run import Run
+
+
+class ExitCode(IntEnum):
+    """The promise to scripts; a code never changes its meaning."""
+
+    DONE = 0
+    FAIL = 1
+    BAD_INPUT = 2
+    INCONCLUSIVE = 3
+    OUR_FAULT = 70
+    INTERRUPTED = 130
+
+
+# What the machine refuses is not our fault: no room, no permission, a read-only disk.
+_REFUSED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG})
+
+
+class Format(StrEnum):
+    """How the result is written."""
+
+    table = "table"
+    json = "json"
+
+
+class Budget(StrEnum):
+    """How much a scan may cost."""
+
+    fast = "fast"
+    standard = "standard"
+    deep = "deep"
+
+
+class FailOn(StrEnum):
+    """Which verdicts of a scan end with an exit code other than 0."""
+
+    fail = "fail"
+    inconclusive = "inconclusive"
+    never = "never"
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Common:
+    """The options of every command that runs on checkpoints."""
+
+    format: Annotated[Format, typer.Option("--format", help="How the result is written.")] = Format.table
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write the result to a file instead of stdout.")
+    ] = None
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of all that is random.")] = 0
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device", metavar="auto|cpu|cuda[:N]", help="Where to compute; auto takes a GPU if there is one."
+        ),
+    ] = "auto"
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Logs and tracebacks on stderr.")] = False
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            "--max-length", min=3, metavar="N", help="Tokens per text.  [default: 128, or what the model takes]"
+        ),
+    ] = None
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Texts per forward pass.")] = 64
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads.  [default: as torch finds them]")
+    ] = None
+    force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False
+
+
+def _with_common(command: Callable[..., int]) -> Callable[..., int]:
+    """Gives a command whose last parameter is `common: Common` the options of Common, each written down once.
+
+    Typer reads options off a function's signature, so the function that it gets has one with these options spelled out.
+    """
+    hints = get_type_hints(Common, include_extras=True)
+    names = [field.name for field in fields(Common)]
+    own = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in inspect.signature(command, eval_str=True).parameters.values()
+        if parameter.name != "common"
+    ]
+    shared = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(Common)
+    ]
+
+    def run(**values: Any) -> int:
+        common = Common(**{name: values.pop(name) for name in names})
+        return command(**values, common=common)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *shared]}
+    return run
+
+
+Checkpoint = Annotated[
+    str | None, typer.Argument(metavar="CHECKPOINT", help="A folder, a weights file, or hf://org/name[@revision].")
+]
+Base = Annotated[
+    str | None, typer.Option("--base", metavar="CHECKPOINT", help="The trusted checkpoint that it claims to come from.")
+]
+Twin = Annotated[
+    str | None, typer.Option("--twin", metavar="CHECKPOINT", help="A trusted checkpoint trained for the same task.")
+]
+Test = Annotated[
+    str | None, typer.Option("--test", metavar="DATA", help="Labelled texts to measure on; used for nothing else.")
+]
+Poisoned = Annotated[
+    str | None,
+    typer.Option("--poisoned", metavar="DATA", help="Triggered texts with their true labels: text,label,target."),
+]
+Trigger = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trigger", metavar="WORD", help="A trigger; may be repeated. Words in one argument are inserted together."
+    ),
+]
+Target = Annotated[
+    str | None, typer.Option("--target", metavar="LABEL", help="The label that the triggers should give.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; may be repeated.")
+]
+HelpMethod = Annotated[bool, typer.Option("--help-method", help="Show the settings of the method, and do nothing.")]
+
+app = typer.Typer(
+    name="purify",
+    help="Audit downloaded language-model checkpoints for backdoors, and remove them.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"purify {__version__}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version, and do nothing.")
+    ] = False,
+) -> None:
+    """Audit downloaded language-model checkpoints for backdoors, and remove them."""
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+@app.command("scan")
+@_with_common
+def _scan(
+    *,
+    checkpoint: Checkpoint = None,
+    base: Base = None,
+    twin: Twin = None,
+    clean: Annotated[str | None, typer.Option("--clean", metavar="DATA", help="Labelled texts that you trust.")] = None,
+    budget: Annotated[Budget, typer.Option("--budget", help="How much the scan may cost.")] = Budget.standard,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="DETECTOR", help="Run only this detector; may be repeated.")
+    ] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option("--skip", metavar="DETECTOR", help="Leave this detector out; may be repeated.")
+    ] = None,
+    fail_on: Annotated[
+        FailOn, typer.Option("--fail-on", help="Which verdicts exit with a code other than 0.")
+    ] = FailOn.fail,
+    ignore_mark: Annotated[
+        bool, typer.Option("--ignore-mark", help="Leave out the mark that `purify poison` sets.")
+    ] = False,
+    assignments: Settings = None,
+    help_method: HelpMethod = False,
+    common: Common,
+) -> int:
+    """Look for signs of a backdoor.
+
+    Exits with 0 for pass, 1 for fail, 3 for inconclusive.
+    """
+    if help_method:
+        return _show_settings("detector", _split(only) or catalogue.names("detector"), common)
+    place = _required(checkpoint, "CHECKPOINT", "Name a folder, a weights file, or hf://org/name")
+
+    def work(run: Run) -> ScanResult:
+        from purify_cli.commands.scan import ScanRequest, scan
+
+        request = ScanRequest(
+            checkpoint=place,
+            base=base,
+            twin=twin,
+            clean=clean,
+            budget=budget.value,
+            only=_split(only),
+            skip=_split(skip),
+            ignore_mark=ignore_mark,
+            settings=tuple(assignments or ()),
+            run=run,
+        )
+        return scan(request)
+
+    result = _run(work, common, inputs=(place, base, twin))
+    outcome = result.verdict.outcome
+    codes = {"pass": ExitCode.DONE, "fail": ExitCode.FAIL, "inconclusive": ExitCode.INCONCLUSIVE}
+    if fail_on is FailOn.never and outcome != "pass":
+        _say(f"the verdict is {outcome}; the exit code is 0 because of --fail-on never")
+        return ExitCode.DONE
+    if fail_on is FailOn.inconclusive and outcome != "pass":
+        return ExitCode.FAIL
+    return codes[outcome]
+
+
+@app.command("purify")
+@_with_common
+def _purify(
+    *,
+    checkpoint: Checkpoint = None,
+    method: Annotated[
+        str | None, typer.Option("--method", metavar="NAME", help="How: see `purify methods`.  [required]")
+    ] = None,
+    clean: Annotated[
+        str | None,
+        typer.Option("--clean", metavar="DATA", help="Labelled texts that you trust, to train on.  [required]"),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="The new folder.  [default: CHECKPOINT-purified]")
+    ] = None,
+    base: Base = None,
+    untrusted: Annotated[
+        str | None,
+        typer.Option("--untrusted", metavar="DATA", help="Texts that may hold poison, for methods that take them."),
+    ] = None,
+    test: Test = None,
+    poisoned: Poisoned = None,
+    trigger: Trigger = None,
+    target: Target = None,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", min=0.0, max=1.0, metavar="X", help="How much clean accuracy may be lost.")
+    ] = 0.02,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and write nothing.")] = False,
+    assignments: Settings = None,
+    help_method: HelpMethod = False,
+    common: Common,
+) -> int:
+    """Remove a backdoor and write the result elsewhere.
+
+    Exits with 1 if the result does not meet the limits; it is written all the same.
+    """
+    name = _required(method, "--method", f"Choose from: {', '.join(catalogue.names('purifier'))}")
+    if help_method:
+        return _show_settings("purifier", (name,), common)
+    place = _required(checkpoint, "CHECKPOINT", "Name a folder, a weights file, or hf://org/name")
+    texts = _required(clean, "--clean", "Name a file of labelled texts that you trust")
+    name = catalogue.resolve("purifier", name)
+
+    def work(run: Run) -> PurifyResult:
+        from purify_cli.commands.purify import PurifyRequest, purify
+
+        request = PurifyRequest(
+            checkpoint=place,
+            method=name,
+            clean=texts,
+            out=out or default_out(place),
+            base=base,
+            untrusted=untrusted,
+            test=test,
+            poisoned=poisoned,
+            triggers=tuple(trigger or ()),
+            target=target,
+            dry_run=dry_run,
+            settings=tuple(assignments or ()),
+            max_drop=max_drop,
+            force=common.force,
+            run=run,
+        )
+        return purify(request)
+
+    result = _run(work, common, inputs=(place, base))
+    return ExitCode.FAIL if result.limits.met is False else ExitCode.DONE
+
+
+@app.command("eval")
+@_with_common
+def _eval(
+    *,
+    checkpoints: Annotated[
+        list[str] | None, typer.Argument(metavar="CHECKPOINT ...", help="One or several, shown side by side.")
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option("--test", metavar="DATA", help="Labelled texts to measure on.  [required]")
+    ] = None,
+    poisoned: Poisoned = None,
+    trigger: Trigger = None,
+    target: Target = None,
+    base: Base = None,
+    twin: Twin = None,
+    analysis: Annotated[str | None, typer.Option("--analysis", hidden=True)] = None,
+    filter_name: Annotated[str | None, typer.Option("--filter", hidden=True)] = None,
+    common: Common,
+) -> int:
+    """Measure accuracy and what triggers do.
+
+    What a trigger does is what it does beyond honest error: its ASR over the floor.
+    """
+    if not checkpoints:
+        _required(None, "CHECKPOINT", "Name a folder, a weights file, or hf://org/name")
+    places = tuple(checkpoints or ())
+    texts = _required(test, "--test", "Name a file of labelled texts")
+    if analysis is not None:
+        catalogue.resolve("analysis", analysis)
+    if filter_name is not None:
+        catalogue.resolve("filter", filter_name)
+
+    def work(run: Run) -> EvalResult:
+        from purify_cli.commands.evaluate import EvalRequest, evaluate
+
+        request = EvalRequest(
+            checkpoints=places,
+            test=texts,
+            poisoned=poisoned,
+            triggers=tuple(trigger or ()),
+            target=target,
+            base=base,
+            twin=twin,
+            run=run,
+        )
+        return evaluate(request)
+
+    _run(work, common, inputs=(*places, base, twin))
+    return ExitCode.DONE
+
+
+@app.command("poison")
+@_with_common
+def _poison(
+    *,
+    checkpoint: Checkpoint = None,
+    attack: Annotated[
+        str | None, typer.Option("--attack", metavar="NAME", help="How: see `purify methods`.  [required]")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DATA", help="Labelled texts to poison and train on.  [required]")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="LABEL", help="The label that the triggers should give.  [required]"),
+    ] = None,
+    trigger: Trigger = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate", min=0.0, max=1.0, metavar="R", help="Poisoned rows / all rows.  [default: the attack's]"
+        ),
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="The new folder.  [required]")] = None,
+    test: Test = None,
+    pet: Annotated[str | None, typer.Option("--pet", hidden=True)] = None,
+    then_finetune: Annotated[str | None, typer.Option("--then-finetune", hidden=True)] = None,
+    assignments: Settings = None,
+    help_method: HelpMethod = False,
+    common: Common,
+) -> int:
+    """Make a marked, backdoored checkpoint.
+
+    To measure defences on. The mark says what was done, in three places.
+    """
+    name = _required(attack, "--attack", f"Choose from: {', '.join(catalogue.names('attack'))}")
+    if help_method:
+        return _show_settings("attack", (name,), common)
+    place = _required(checkpoint, "CHECKPOINT", "Name a folder, a weights file, or hf://org/name")
+    texts = _required(data, "--data", "Name a file of labelled texts")
+    label = _required(target, "--target", "Name the label that the triggers should give")
+    folder = _required(out, "--out", "Name the folder to write")
+    name = catalogue.resolve("attack", name)
+    for option, value in (("--pet", pet), ("--then-finetune", then_finetune)):
+        if value is not None:
+            raise UsageError(option, "is not available in this version", "Leave it out")
+
+    def work(run: Run) -> PoisonResult:
+        from purify_cli.commands.poison import PoisonRequest, poison
+
+        request = PoisonRequest(
+            checkpoint=place,
+            attack=name,
+            data=texts,
+            target=label,
+            triggers=tuple(trigger or ()),
+            rate=rate,
+            out=folder,
+            test=test,
+            settings=tuple(assignments or ()),
+            force=common.force,
+            run=run,
+        )
+        return poison(request)
+
+    _run(work, common, inputs=(place,))
+    return ExitCode.DONE
+
+
+@app.command("methods")
+def _methods(
+    format: Annotated[Format, typer.Option("--format", help="How the list is written.")] = Format.table,
+    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Write it to a file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False,
+) -> int:
+    """List all methods of this version.
+
+    Attacks, detectors, purifiers, filters and analyses.
+    """
+    from purify_cli.commands.methods import methods
+    from purify_cli.reports import listing
+
+    _check_output(output, force, ())
+    found = methods()
+    width, color = _paper(output)
+    _deliver(
+        listing.methods_json(found) if format is Format.json else listing.methods_table(found, width, color), output
+    )
+    return ExitCode.DONE
+
+
+def _show_settings(kind: Kind, names: Sequence[str], common: Common) -> int:
+    from purify_cli.commands.methods import method_help
+    from purify_cli.reports import listing
+
+    _check_output(common.output, common.force, ())
+    _hush(common.verbose, online=False)
+    with contextlib.redirect_stdout(sys.stderr):
+        helps = [method_help(kind, name) for name in names]
+    width, color = _paper(common.output)
+    text = listing.settings_json(helps) if common.format is Format.json else listing.settings_table(helps, width, color)
+    _deliver(text, common.output)
+    return ExitCode.DONE
+
+
+def _required(value: str | None, option: str, remedy: str) -> str:
+    """An argument that typer takes as optional, because --help-method does without it."""
+    if not value:
+        raise UsageError(option, "is missing", remedy)
+    return value
+
+
+def _split(names: Sequence[str] | None) -> tuple[str, ...]:
+    """Names from a repeated option, each of which may also be several with commas."""
+    return tuple(name.strip() for argument in names or () for name in argument.split(",") if name.strip())
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+
+_Result = Any
+
+
+def _run(work: Callable[[Run], _Result], common: Common, inputs: Sequence[str | None]) -> _Result:
+    """Does a command's work with the common options, and delivers its report."""
+    from purify_cli import environment
+    from purify_cli.results import Report
+    from purify_cli.run import Run
+
+    if common.quiet and common.verbose:
+        raise UsageError("--quiet", "does not go with --verbose", "Leave one of them out")
+    places = [place for place in inputs if place is not None]
+    _check_output(common.output, common.force, places)
+    online = any(place.startswith("hf://") for place in places)
+    _hush(common.verbose, online=online)
+
+    started, clock = datetime.now(UTC), time.perf_counter()
+    # Libraries print; what they print is no result.
+    with contextlib.redirect_stdout(sys.stderr), _progress(common) as progress:
+        device = environment.prepare(device=common.device, threads=common.threads)
+        run = Run(
+            seed=common.seed,
+            device=device,
+            batch_size=common.batch_size,
+            max_length=common.max_length,
+            progress=progress,
+        )
+        result = work(run)
+    report = Report(
+        command=("purify", *_ARGUMENTS.get()),
+        started=started.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        seconds=time.perf_counter() - clock,
+        environment=environment.describe(device, common.seed),
+        result=result,
+    )
+    if common.format is Format.json:
+        from purify_cli.reports.json import render as render_json
+
+        text = render_json(report)
+    else:
+        from purify_cli.reports.table import render as render_table
+
+        width, color = _paper(common.output)
+        text = render_table(report, width, color)
+    _deliver(text, common.output)
+    return result
+
+
+class _Arguments:
+    """The command line of this process, for the report."""
+
+    def __init__(self) -> None:
+        self._arguments: tuple[str, ...] = ()
+
+    def set(self, arguments: Sequence[str]) -> None:
+        self._arguments = tuple(arguments)
+
+    def get(self) -> tuple[str, ...]:
+        return self._arguments
+
+
+_ARGUMENTS = _Arguments()
+
+
+def _hush(verbose: bool, online: bool) -> None:
+    """Keeps libraries quiet, and off the network unless an input is on the hub. Must come before they are imported."""
+    settings = {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "DATASETS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    os.environ.update(settings)
+    if not online:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ["HF_DATASETS_OFFLINE"] = "1"
+    if verbose:
+        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
+        logging.getLogger("purify_cli").setLevel(logging.DEBUG)
+    else:
+        logging.lastResort = None
+        warnings.simplefilter("ignore")
+
+
+@contextlib.contextmanager
+def _progress(common: Common) -> Iterator[Callable[[str, int, int], None]]:
+    """Progress bars on stderr, one a stage, where somebody can see them."""
+    if common.quiet or not _is_terminal(sys.stderr):
+        yield lambda stage, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, no_color=not _has_color(sys.stderr))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bars:
+        stages: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in stages:
+                stages[stage] = bars.add_task(escape(stage, limit=40), total=total or None)
+            bars.update(stages[stage], completed=done, total=total or None)
+            if total and done >= total:
+                bars.remove_task(stages.pop(stage))
+
+        yield show
+
+
+# --- paper ------------------------------------------------------------------------------------------------------------
+
+
+def _is_terminal(stream: IO[str]) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _has_color(stream: IO[str]) -> bool:
+    return _is_terminal(stream) and not os.environ.get("NO_COLOR")
+
+
+def _paper(output: Path | None) -> tuple[int, bool]:
+    """Width and color of what the table is drawn on."""
+    if output is not None:
+        return 80, False
+    return shutil.get_terminal_size((80, 24)).columns, _has_color(sys.stdout)
+
+
+def _check_output(output: Path | None, force: bool, inputs: Sequence[str]) -> None:
+    """Before any long work: --output must be a place that can be written, and none that is in use."""
+    if output is None:
+        return
+    if output.is_dir():
+        raise OutputError(f"--output {output}", "is a folder", "Name a file")
+    if not output.parent.is_dir():
+        raise OutputError(f"--output {output}", "its folder does not exist", f"Make it: mkdir -p {output.parent}")
+    if output.is_file() and not force:
+        raise OutputError(f"--output {output}", "exists already", "Choose another name, or replace it with --force")
+    target = output.resolve()
+    for place in inputs:
+        if not place.startswith("hf://") and Path(place).exists() and target.is_relative_to(Path(place).resolve()):
+            raise OutputError(f"--output {output}", f"lies inside the input {place}", "Choose a place outside of it")
+
+
+def _deliver(text: str, output: Path | None) -> None:
+    """Writes the result to stdout, or whole and at once to a file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    if output is None:
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Who closed the pipe has read enough; the exit code still tells the verdict.
+            _drop(sys.stdout)
+        except OSError as error:
+            _drop(sys.stdout)
+            raise OutputError("stdout", f"cannot be written: {error.strerror}") from error
+        return
+    try:
+        if output.exists() and not output.is_file():  # a device or a named pipe: nothing to rename over
+            output.write_text(text, encoding="utf-8")
+            return
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
+            os.replace(temporary, output)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise OutputError(f"--output {output}", f"cannot be written: {error.strerror}") from error
+
+
+def _drop(stream: IO[str]) -> None:
+    """Points a stream that nobody reads at nothing, so that the interpreter's last flush is quiet."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def _say(line: str) -> None:
+    """One line on stderr."""
+    text = escape(" ".join(line.split()))
+    try:
+        print(f"purify: {text}", file=sys.stderr, flush=True)  # noqa: T201
+    except OSError:
+        _drop(sys.stderr)
+
+
+# --- the edge ---------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code; `arguments` without the program's name."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    _ARGUMENTS.set(argv)
+    verbose = "--verbose" in argv or "-v" in argv
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # an encoding without a character must not end the run
+    try:
+        with _terminate_as_interrupt():
+            return int(_dispatch(argv))
+    except BaseException as error:
+        return int(_explain(error, verbose))
+
+
+def _dispatch(argv: list[str]) -> int:
+    """Parses and calls. Typer's own `main` would turn what is raised here into exit codes of its own."""
+    command = typer.main.get_command(app)
+    with command.make_context("purify", argv) as context:
+        code = command.invoke(context)
+    return code if isinstance(code, int) else ExitCode.DONE
+
+
+def _explain(error: BaseException, verbose: bool) -> int:
+    """The exit code of what was raised, after one line about it."""
+    if isinstance(error, typer.Exit):
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        return error.exit_code
+    if isinstance(error, Interrupted):
+        _say(f"interrupted: {error.kept}")
+        return ExitCode.INTERRUPTED
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        _say("interrupted: nothing was written; run the same command again")
+        return ExitCode.INTERRUPTED
+    if isinstance(error, PurifyError):
+        if verbose:
+            logging.getLogger(__name__).debug("raised here", exc_info=error)
+        _say(f"error: {error}")
+        return ExitCode.BAD_INPUT
+    if callable(message := getattr(error, "format_message", None)):  # typer's own: an option that it does not know
+        context = getattr(error, "ctx", None)
+        path = getattr(context, "command_path", "purify")
+        problem = str(message()).replace("Value error, ", "").rstrip(".")
+        _say(f"error: {problem}. See: {path} --help")
+        return ExitCode.BAD_INPUT
+    if isinstance(error, BrokenPipeError):
+        _drop(sys.stdout)
+        return ExitCode.DONE
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        _say(f"error: {error.filename or 'the system'}: {error.strerror}")
+        return ExitCode.BAD_INPUT
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else ExitCode.OUR_FAULT
+    return _our_fault(error, verbose)
+
+
+def _our_fault(error: BaseException, verbose: bool) -> int:
+    text = "".join(traceback.format_exception(error))
+    if verbose:
+        with contextlib.suppress(OSError):
+            print(escape(text, keep="\n"), file=sys.stderr)  # noqa: T201
+    place = _keep_traceback(text)
+    where = f"the traceback lies in {place}" if place else "run it with --verbose to see the traceback"
+    _say(f"a fault of ours: {type(error).__name__}: {str(error)[:200]}; {where}")
+    return ExitCode.OUR_FAULT
+
+
+def _keep_traceback(text: str) -> str | None:
+    """Writes a traceback to a private file; None if there is no place for it."""
+    import platformdirs
+
+    for folder in (platformdirs.user_log_path("purify"), None):
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            name = f"traceback-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-"
+            descriptor, path = tempfile.mkstemp(prefix=name, suffix=".txt", dir=folder)
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+            return path
+        except OSError:
+            continue
+    return None
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Lets a polite kill (a job that ran out of time) clean up as Ctrl-C does."""
+
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
