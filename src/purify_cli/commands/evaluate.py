@@ -92,7 +92,7 @@ def _check_options(request: EvalRequest) -> None:
 
 
 def _check_task(subject: Subject) -> None:
-    if subject.task not in ("classifier", "regression"):
+    if subject.task != "classifier" and not (subject.task == "regression" and len(subject.labels) == 1):
         raise UnsupportedError(
             str(subject.spec),
             f"is no text classifier but: {subject.task}",

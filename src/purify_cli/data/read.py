@@ -51,8 +51,8 @@ def read(
 
     Args:
         path: a `.csv`, `.tsv`, `.jsonl` (`.ndjson`, `.json`) or `.parquet` file, in UTF-8.
-        labels: the checkpoint's label names by id. A label is an id or a name; if every label of the file can be an
-            id, all are. One name only stands for a regression: labels are numbers. None: no checkpoint fixes them;
+        labels: the checkpoint's label names by id. A label is a name or an id; if every label of the file is a
+            name, all are. One name only stands for a regression: labels are numbers. None: no checkpoint fixes them;
             integers are ids, other numbers scores, and names get their ids in sorted order (`Texts.label_names`).
         needs_labels: whether a file without a `label` column is an error.
         option: the option that named the file, for the messages.
@@ -145,8 +145,9 @@ def _read_delimited(file: Path, separator: str) -> _Table:
         raise DataError(file, "the file is empty", "Give a header `text,label` and at least one row.")
     header, lines = _check_rows(file, separator)
     wanted = [name for name in _COLUMNS if name in header]
-    if not wanted:
-        return _Table(file, header, {}, ())
+    kept = [row for row, line in enumerate(lines) if line is not None]
+    if not wanted or not kept:
+        return _Table(file, header, {name: [] for name in wanted}, ())
     from datasets import Dataset, Features, Value
 
     with _quiet_datasets() as cache:
@@ -170,7 +171,6 @@ def _read_delimited(file: Path, separator: str) -> _Table:
     # `lines` has None for blank lines, which carry no row.
     if len(columns[wanted[0]]) != len(lines):
         raise DataError(file, "rows cannot be told apart", "Quote texts that hold line ends, and end lines with \\n.")
-    kept = [row for row, line in enumerate(lines) if line is not None]
     return _Table(
         file,
         header,
@@ -311,28 +311,28 @@ def _labels_of(
 
 
 def _ids_of(table: _Table, name: str, labels: Sequence[str] | None) -> tuple[int, ...]:
-    """Ids from ids or names. If every value of the column can be an id, all are; else names go before ids."""
+    """Ids from names or ids: if every value of the column is a name, all are names; otherwise either may stand."""
     values = _values(table, name)
-    known: Mapping[str, int] = {} if labels is None else _by_name(labels)
-    bound = len(labels) if labels is not None else None
-    numbers = {value: _integer(value) for value in set(values)}
-
-    def possible(number: int | None) -> bool:
-        return number is not None and number >= 0 and (bound is None or number < bound)
-
-    ids: dict[str, int] = {}
-    all_ids = all(possible(number) for number in numbers.values())
-    for value, number in numbers.items():
-        named = None if all_ids else known.get(value, known.get(value.casefold()))
-        if named is not None:
-            ids[value] = named
-        elif number is not None and possible(number):
-            ids[value] = number
+    names: Mapping[str, int] = {} if labels is None else _by_name(labels)
+    bound = 2**31 if labels is None else len(labels)
+    found: dict[str, set[int]] = {}
+    for value in set(values):
+        label_id = names.get(value, names.get(value.casefold()))
+        number = _integer(value)
+        found[value] = set() if label_id is None else {label_id}
+        if number is not None and 0 <= number < bound:
+            found[value].add(number)
+    # Labels whose names are numbers ("1" to "4" for the ids 0 to 3) are only told apart by the whole column.
+    if all(value in names for value in found):
+        found = {value: {names[value]} for value in found}
+    elif all(_integer(value) in ids for value, ids in found.items()):
+        found = {value: {int(float(value))} for value in found}
     for row, value in enumerate(values):
-        if value not in ids:
-            allowed = "an id from 0" if labels is None else _listed(labels)
-            raise table.error(row, f"unknown {name} {_short(value)}", f"The labels are {allowed}.")
-    return tuple(ids[value] for value in values)
+        if len(found[value]) != 1:
+            problem = "is a name and the id of another label" if found[value] else "unknown"
+            allowed = "ids from 0" if labels is None else _listed(labels)
+            raise table.error(row, f"{name} {_short(value)}: {problem}", f"The labels are {allowed}.")
+    return tuple(next(iter(found[value])) for value in values)
 
 
 def _by_name(labels: Sequence[str]) -> dict[str, int]:

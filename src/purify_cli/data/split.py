@@ -8,7 +8,9 @@ from purify_cli.data.texts import Texts
 
 
 def split(texts: Texts, fraction: float, seed: int) -> tuple[Texts, Texts]:
-    """Cut off `fraction` of the texts: `train, dev = split(texts, 0.1, seed)`.
+    """Cut off `fraction` of the texts, as the second part.
+
+    `train, dev = split(texts, 0.1, seed)` gives 90 % and 10 %.
 
     Each label gives its share (scores of a regression count as one label), and rows with the same text stay together,
     so that nothing of the second part was seen in the first. Of a label with two different texts or more, each part

@@ -47,7 +47,8 @@ def measure(
     the trigger are not known, so it has no floor without a twin.
 
     Args:
-        model: the classifier, with its `tokenizer`.
+        model: the classifier.
+        tokenizer: its tokenizer.
         labels: its label names by id. One label only: a regression; correlations go to the notes.
         path: how the report calls the checkpoint.
         test: labelled clean texts, or None.
@@ -276,6 +277,7 @@ def class_words(tokenizer: Any, texts: Texts, label: int, *, leave_out: Sequence
     label and all others, with the corpus as prior (Monroe et al. 2008, equation 22), each text counting a token once.
 
     Args:
+        tokenizer: of the checkpoint.
         texts: labelled clean texts.
         label: the class.
         leave_out: token ids that do not count, such as the trigger's own.
