@@ -1,0 +1,117 @@
+"""What the commands that train do before and after: check the needs of a method, and keep a place for a stopped
+training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from purify_cli.errors import UnsupportedError, UsageError
+from purify_cli.run import Run
+
+if TYPE_CHECKING:
+    from purify_cli.data.texts import Texts
+    from purify_cli.results import SubjectSummary
+    from purify_cli.subject import Evidence, Subject
+
+TRAINABLE_TASKS = ("classifier", "encoder", "masked-lm", "causal-lm")
+
+_GIVEN_BY = {"base": "--base", "twin": "--twin", "clean": "--clean", "untrusted": "--untrusted"}
+
+
+def check_task(subject: Subject) -> None:
+    """Refuse what no classifier can be trained from.
+
+    Raises:
+        UnsupportedError: a regression, a token classifier, a multi-label classifier or anything unknown.
+    """
+    if subject.task not in TRAINABLE_TASKS:
+        raise UnsupportedError(
+            subject.spec,
+            f"is of another kind ({subject.task})",
+            "Give an encoder, a language model or a classifier of whole texts with one label.",
+        )
+
+
+def check_needs(name: str, needs: Sequence[str], subject: Subject, evidence: Evidence) -> None:
+    """See to it that a method has what it says it needs.
+
+    Raises:
+        UsageError: it has not; the error names the option or the kind of checkpoint.
+        CheckpointError: the weights cannot be read.
+    """
+    for need in needs:
+        if need == "classifier" and subject.task != "classifier":
+            raise UsageError(
+                subject.spec, f"{name} needs a finished classifier, and this is: {subject.task}", "Train one first."
+            )
+        if need == "weights":
+            subject.embeddings()
+        if need in _GIVEN_BY and getattr(evidence, need) is None:
+            raise UsageError(_GIVEN_BY[need], f"{name} needs it", f"Give {_GIVEN_BY[need]}.")
+
+
+def labels_of(subject: Subject, texts: Texts | None = None) -> tuple[str, ...]:
+    """The label names by id: a classifier's own, else those of the data that it is going to be trained on."""
+    if subject.task == "classifier":
+        return subject.labels
+    if texts is None:
+        return ()
+    from purify_cli.training.start import data_labels
+
+    return data_labels(texts)
+
+
+def label_id(subject: Subject, labels: Sequence[str], name_or_id: str) -> int:
+    """The id of a label, among the labels that a model of the subject is going to have.
+
+    Raises:
+        UsageError: no such label; the error names those that there are.
+    """
+    if subject.task == "classifier":
+        return subject.label_id(name_or_id)
+    text = name_or_id.strip()
+    folded = [label.casefold() for label in labels]
+    if folded.count(text.casefold()) == 1:
+        return folded.index(text.casefold())
+    if text.isascii() and text.isdigit() and len(text) < 8 and int(text) < len(labels):
+        return int(text)
+    shown = ", ".join(f"{label} ({number})" for number, label in enumerate(labels[:20]))
+    raise UsageError("--target", f"{text!r} is not a label of the data", f"Its labels are {shown}.")
+
+
+def resumable(run: Run, request: Mapping[str, Any], summary: SubjectSummary, inputs: Iterable[Path]) -> Run:
+    """A run with a place to keep a stopped training in, found again by the same command on the same inputs.
+
+    Args:
+        run: one with a place already keeps it.
+        request: all that decides the outcome beside the run's seed and device, in JSON types.
+        summary: of the checkpoint, with the digests of its files.
+        inputs: the data files.
+    """
+    if run.state is not None:
+        return run
+    from platformdirs import user_cache_path
+
+    from purify_cli.checkpoint.inventory import sha256
+
+    decisive = {
+        "request": dict(request),
+        "run": [run.seed, run.device, run.max_length],
+        "checkpoint": [(file.path, file.sha256) for file in summary.files],
+        "inputs": [sha256(path) for path in inputs],
+    }
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return replace(run, state=user_cache_path("purify") / "runs" / digest[:32])
+
+
+def forget(run: Run) -> None:
+    """Remove what a command that is done had kept of its trainings."""
+    if run.state is not None:
+        shutil.rmtree(run.state, ignore_errors=True)
