@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import build
 from torch import Tensor, nn
 
 from purify_cli.data.encode import Encoded, collate, shuffled
 from purify_cli.errors import Interrupted, PurifyError, UsageError
 from purify_cli.run import Run
 from purify_cli.training import loop
-from purify_cli.training.losses import cross_entropy, squared_error
 from purify_cli.training.loop import fit
+from purify_cli.training.losses import cross_entropy, squared_error
 from purify_cli.training.recipe import Recipe
+from tiny import build
 
 
 def texts(rows: int = 10, seed: int = 0) -> Encoded:
