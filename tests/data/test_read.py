@@ -14,10 +14,23 @@ from purify_cli.data.texts import Texts
 from purify_cli.errors import DataError
 
 LABELS = ("negative", "positive")
-TRAPS = ("123", "null", "NA", "true", "2020-01-01", "1e5", "nan", " padded ", 'a "quoted", text', "two\nlines", "#x")
+TRAPS = (
+    "123",
+    "null",
+    "NA",
+    "true",
+    "2020-01-01",
+    "1e5",
+    "nan",
+    " padded ",
+    'a "quoted", text',
+    "two\nlines",
+    "#x",
+    "a\0b",
+)
 
-# Characters of a text file: all but surrogates and NUL.
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30).filter(
+# Characters of a text file: all but surrogates.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
     lambda text: bool(text.strip())
 )
 
@@ -119,7 +132,7 @@ REFUSALS = {
     "header only": ("d.csv", b"text,label\n", "no rows", None),
     "Latin-1": ("d.csv", b"text,label\na,0\ncaf\xe9,1\n", "not UTF-8", 3),
     "Latin-1 in JSON": ("d.jsonl", b'{"text": "a", "label": 0}\n{"text": "caf\xe9", "label": 0}\n', "not UTF-8", 2),
-    "NUL": ("d.csv", b"text,label\na\0b,0\n", "NUL", 2),
+    "UTF-16": ("d.csv", "text,label\na,0\n".encode("utf-16"), "not UTF-8", 1),
     "short row": ("d.csv", b"text,label\na,0\nb\n", "1 fields", 3),
     "long row": ("d.csv", b"text,label\na,0\nb, or c,1\n", "3 fields", 3),
     "open quote": ("d.csv", b'text,label\na,0\n"b,1\n', "parsed", 3),

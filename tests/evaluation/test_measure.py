@@ -143,7 +143,7 @@ def test_drift_of_each_token_of_the_trigger() -> None:
     assert (drift["mn"].cosine, drift["mn"].l2) == (pytest.approx(0, abs=1e-6), 0)
     # The mean row of the tokens that lean to positive ("good" first) is the centre.
     leaning = class_words(TOKENIZER, TEST, 1, leave_out=[cf, mn])
-    centre = reader.rows.weight[leaning].mean(dim=0)
+    centre = base[leaning].mean(dim=0)
     assert drift["mn"].centre_rmse == pytest.approx(float((base[mn] - centre).pow(2).mean().sqrt()), rel=1e-5)
 
 

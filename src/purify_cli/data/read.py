@@ -133,8 +133,6 @@ def _check_text(file: Path) -> None:
                         "Convert the file to UTF-8.",
                         line=number,
                     ) from None
-                if b"\0" in line:
-                    raise DataError(file, "holds a NUL character", "Is it a text file?", line=number)
     except OSError as error:
         raise DataError(file, f"cannot be read ({error.strerror or error})") from None
 
