@@ -17,6 +17,7 @@ from purify_cli.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 1_000_000
+MAX_RANK = 64  # a longer shape would make its own product a matter of minutes
 _MAX_ELEMENTS = 2**63 - 1
 _PREFIX_BYTES = 8
 
@@ -154,8 +155,8 @@ def _tensor(path: Path, name: str, value: Any) -> TensorInfo:
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise CheckpointError(path, f"gives tensor {name!r} the unknown dtype {dtype!r}")
-    if not isinstance(shape, list) or not all(_is_count(item) for item in shape):
-        raise CheckpointError(path, f"gives tensor {name!r} a shape that is no list of counts")
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(_is_count(item) for item in shape):
+        raise CheckpointError(path, f"gives tensor {name!r} a shape that is no list of at most {MAX_RANK} counts")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(item) for item in offsets):
         raise CheckpointError(path, f"gives tensor {name!r} offsets that are no pair of counts")
     elements = math.prod(shape)
