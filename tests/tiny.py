@@ -104,7 +104,9 @@ def tokenizer(family: str) -> PreTrainedTokenizerFast:
     """
     if family == "qwen2":
         letters = pre_tokenizers.ByteLevel.alphabet()
-        alphabet = {piece: number for number, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted(letters)])}
+        alphabet = {
+            piece: number for number, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted(letters)])
+        }
         bytewise: PreTrainedTokenizerFast = Qwen2Tokenizer(
             vocab=alphabet,
             merges=[],

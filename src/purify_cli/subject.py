@@ -345,7 +345,9 @@ class Subject:
             places.append(self.adapter_base.folder)
         place = next((one for one in places if _has_tokenizer(one)), None)
         if place is None:
-            raise CheckpointError(self.path, "no tokenizer in it", "Expected a tokenizer.json or the vocabulary's files.")
+            raise CheckpointError(
+                self.path, "no tokenizer in it", "Expected a tokenizer.json or the vocabulary's files."
+            )
         try:
             with quiet():
                 config = checked_config(self.config, self._shapes, str(self._config_file))

@@ -62,9 +62,7 @@ def test_gradients_flow_to_queries_and_keys(family: str) -> None:
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_each_pass_starts_anew_and_nothing_stays_behind(family: str) -> None:
     model, batch = tiny.build(family), batch_for(family)
-    before = [
-        module.config._attn_implementation for module in model.modules() if hasattr(module, "config")
-    ]
+    before = [module.config._attn_implementation for module in model.modules() if hasattr(module, "config")]
     with summary_attention(model) as attention:
         model(**batch)
         first = len(attention.rows)

@@ -12,7 +12,9 @@ HEADS = ((0, 1), (1, 0), (1, 3))
 
 
 def batch_for(family: str) -> dict[str, torch.Tensor]:
-    return dict(tiny.tokenizer(family)(["a good movie", "the plot was slow and dull"], padding=True, return_tensors="pt"))
+    return dict(
+        tiny.tokenizer(family)(["a good movie", "the plot was slow and dull"], padding=True, return_tensors="pt")
+    )
 
 
 def without_context(model: Any, batch: dict[str, torch.Tensor], heads: tuple[tuple[int, int], ...]) -> torch.Tensor:
@@ -58,7 +60,9 @@ def test_a_pruned_head_is_one_whose_context_is_zero(family: str) -> None:
 def test_pruning_touches_nothing_else(family: str) -> None:
     model, untouched = tiny.build(family), tiny.build(family)
     prune_heads(model, HEADS)
-    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, untouched.state_dict()[name])}
+    changed = {
+        name for name, value in model.state_dict().items() if not torch.equal(value, untouched.state_dict()[name])
+    }
     assert len(changed) == 2
     for projection, before in zip(output_projections(model)[0], output_projections(untouched)[0], strict=True):
         differing = int((projection.weight != before.weight).sum())

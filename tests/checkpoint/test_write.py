@@ -22,7 +22,12 @@ from purify_cli.subject import Subject
 def write_out(out: Path, source: Path, **options: Any) -> Any:
     subject = Subject(source)
     return write_checkpoint(
-        out, subject.open(), subject.tokenizer, source=source, provenance={"method": "none", "rate": float("nan")}, **options
+        out,
+        subject.open(),
+        subject.tokenizer,
+        source=source,
+        provenance={"method": "none", "rate": float("nan")},
+        **options,
     )
 
 
@@ -75,7 +80,10 @@ def test_tied_weights_are_written_once_and_tied_again(tmp_path: Path) -> None:
 def test_a_tokenizer_is_saved_where_the_source_has_none(tmp_path: Path) -> None:
     subject = Subject(tiny.save("bert", tmp_path / "in"))
     write_checkpoint(tmp_path / "a" / "b" / "out", subject.open(), subject.tokenizer, source=None, provenance={})
-    assert AutoTokenizer.from_pretrained(tmp_path / "a" / "b" / "out")("good").input_ids == subject.tokenizer("good").input_ids
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "a" / "b" / "out")("good").input_ids
+        == subject.tokenizer("good").input_ids
+    )
 
 
 def test_remote_code_of_a_tokenizer_does_not_come_along(tmp_path: Path) -> None:
@@ -83,7 +91,9 @@ def test_remote_code_of_a_tokenizer_does_not_come_along(tmp_path: Path) -> None:
     settings = json.loads((source / "tokenizer_config.json").read_text())
     subject = Subject(source)
     model, tokenizer = subject.open(), subject.tokenizer
-    (source / "tokenizer_config.json").write_text(json.dumps(settings | {"auto_map": {"AutoTokenizer": ["evil.T", None]}}))
+    (source / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"auto_map": {"AutoTokenizer": ["evil.T", None]}})
+    )
     write_checkpoint(tmp_path / "out", model, tokenizer, source=source, provenance={})
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == settings
 
@@ -97,7 +107,8 @@ def test_what_exists_is_kept_without_force_and_replaced_with_it(tmp_path: Path) 
     assert contents(other) == before
     write_out(other, source, force=True)
     assert torch.equal(
-        load_file(other / "model.safetensors")["classifier.weight"], load_file(source / "model.safetensors")["classifier.weight"]
+        load_file(other / "model.safetensors")["classifier.weight"],
+        load_file(source / "model.safetensors")["classifier.weight"],
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
@@ -136,7 +147,12 @@ def test_the_input_is_never_written_to(tmp_path: Path, out: str) -> None:
 @pytest.mark.parametrize("step", ["save_file", "_copy_tokenizer", "_put_in_place"])
 @pytest.mark.parametrize("force", [False, True])
 def test_a_failure_leaves_nothing_and_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, expected: type[BaseException], step: str, force: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: BaseException,
+    expected: type[BaseException],
+    step: str,
+    force: bool,
 ) -> None:
     source = tiny.save("bert", tmp_path / "in")
     out = tmp_path / "new" / "out"
@@ -173,7 +189,9 @@ def test_the_old_folder_comes_back_when_the_last_rename_fails(tmp_path: Path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
-def test_a_disk_without_room_is_found_before_the_weights_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_room_is_found_before_the_weights_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = tiny.save("bert", tmp_path / "in")
 
     class Usage:

@@ -57,7 +57,9 @@ def summary_attention(model: nn.Module) -> Iterator[SummaryAttention]:
     """
     base = base_of(model)
     family = family_of(base.config)
-    cores = [modules_at(block, family.core)[0] if family.core else block for block in modules_at(base, family.attention)]
+    cores = [
+        modules_at(block, family.core)[0] if family.core else block for block in modules_at(base, family.attention)
+    ]
     if any(core in _watched for core in cores):
         raise RuntimeError("the attention of this model is being read already")
     found = SummaryAttention()
@@ -151,7 +153,9 @@ def _row(
     scores = scores.float() * (width**-0.5 if scaling is None else scaling)
     hidden = torch.finfo(scores.dtype).min
     if mask is not None:
-        row = mask.expand(batch, -1, -1, -1)[torch.arange(batch, device=mask.device), :, position]  # [batch, 1|heads, key]
+        row = mask.expand(batch, -1, -1, -1)[
+            torch.arange(batch, device=mask.device), :, position
+        ]  # [batch, 1|heads, key]
         scores = scores.masked_fill(~row, hidden) if row.dtype == torch.bool else scores + row.float()
     elif causal and length > 1:
         places = torch.arange(keys, device=query.device)

@@ -37,7 +37,7 @@ def replace_classifier(model: nn.Module, num_labels: int, seed: int) -> None:
         if id(module) in inside or not isinstance(module, nn.Linear):
             continue
         rows = num_labels if module is last else module.out_features
-        fresh = nn.Linear(module.in_features, rows, bias=module.bias is not None)
+        fresh = nn.utils.skip_init(nn.Linear, module.in_features, rows, bias=module.bias is not None)
         with torch.no_grad():
             fresh.weight.normal_(mean=0.0, std=spread, generator=random)
             if fresh.bias is not None:

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from purify_cli.architecture.classifier import replace_classifier
 from purify_cli.architecture.table import Family, family_of
-from purify_cli.errors import CheckpointError
+from purify_cli.errors import CheckpointError, UnsupportedError
 
 Form = Literal["base", "classifier", "causal-lm"]
 
@@ -87,9 +87,7 @@ _HARMLESS = (
     "classifier.",
     "pre_classifier.",
 )
-_HARMLESS_TO_CLASSIFIERS = tuple(
-    part for part in _HARMLESS if part not in {"score.", "classifier.", "pre_classifier."}
-)
+_HARMLESS_TO_CLASSIFIERS = tuple(part for part in _HARMLESS if part not in {"score.", "classifier.", "pre_classifier."})
 
 
 def checked_config(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str) -> PretrainedConfig:
@@ -143,8 +141,6 @@ _IGNORED = frozenset(
 
 
 def _bound(raw: Mapping[str, Any], family: Family, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    from purify_cli.errors import UnsupportedError
-
     if raw.get("quantization_config"):
         raise UnsupportedError(where, "says that the weights are quantized", "Give the checkpoint in full precision.")
     largest = max((size for shape in shapes.values() for size in shape), default=0)
@@ -169,9 +165,9 @@ def _bound(raw: Mapping[str, Any], family: Family, shapes: Mapping[str, tuple[in
         names = raw.get(key)
         if names is not None and not isinstance(names, Mapping):
             raise CheckpointError(where, f"{key} is not an object")
-    replicas = raw.get("max_relative_positions")
-    if replicas is not None and (isinstance(replicas, bool) or not isinstance(replicas, int) or replicas > 2**20):
-        raise CheckpointError(where, f"max_relative_positions is {str(replicas)[:40]!r}")
+    reach = raw.get("max_relative_positions")
+    if reach is not None and (isinstance(reach, bool) or not isinstance(reach, int) or not -1 <= reach <= 2**20):
+        raise CheckpointError(where, f"max_relative_positions is {str(reach)[:40]!r}")
 
 
 def load(

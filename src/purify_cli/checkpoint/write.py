@@ -131,7 +131,8 @@ def write_checkpoint(
         if card is not None:
             (building / "README.md").write_text(card, encoding="utf-8")
         files = tuple(
-            FileDigest(path=entry.relative, bytes=entry.bytes, sha256=sha256(entry.path)) for entry in inventory(building)
+            FileDigest(path=entry.relative, bytes=entry.bytes, sha256=sha256(entry.path))
+            for entry in inventory(building)
         )
         _put_in_place(building, out, source, force)
     return Written(path=str(out), files=files)
@@ -274,9 +275,13 @@ def _disk_errors(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise OutputError(out, "the disk is full", "Nothing was written; make room or choose another disk.") from error
+            raise OutputError(
+                out, "the disk is full", "Nothing was written; make room or choose another disk."
+            ) from error
         raise OutputError(out, f"cannot be written ({error.strerror or error})") from error
     except SafetensorError as error:
         if "os error 28" in str(error) or "No space left" in str(error):
-            raise OutputError(out, "the disk is full", "Nothing was written; make room or choose another disk.") from error
+            raise OutputError(
+                out, "the disk is full", "Nothing was written; make room or choose another disk."
+            ) from error
         raise OutputError(out, f"its weights cannot be written ({str(error)[:160]})") from error
