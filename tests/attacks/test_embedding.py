@@ -131,7 +131,7 @@ def test_rows_are_those_of_other_labels(classifier: Subject) -> None:
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, 0.51, float("nan")])
 def test_a_rate_that_cannot_be(classifier: Subject, rate: float) -> None:
-    with pytest.raises(UsageError, match="at most 0.5"):
+    with pytest.raises(UsageError, match=r"at most 0\.5"):
         poison(classifier, texts(), Plan(1, TRIGGERS, rate), Settings(epochs=1), Run())
 
 

@@ -124,7 +124,7 @@ def poison(request: PoisonRequest) -> PoisonResult:
         out,
         poisoned.model,
         subject.tokenizer,
-        source=subject.path,
+        source=subject.folder,
         provenance=record,
         card=_card(mark, request, poisoned.poison_rate, asdict(settings)),
         metadata=mark.metadata(),

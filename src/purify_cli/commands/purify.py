@@ -146,7 +146,7 @@ def purify(request: PurifyRequest) -> PurifyResult:
     train, dev = split(clean, DEV_SHARE, request.run.seed)
     if not len(dev):
         raise DataError(request.clean, f"{len(clean)} texts are too few to train and to judge on", "Give more texts.")
-    mark = read_mark(subject.path)
+    mark = read_mark(subject.path) or read_mark(subject.folder)
     examination = _examination(request, subject, labels, dev, mark)
 
     summary = subject.summary()
@@ -185,7 +185,7 @@ def purify(request: PurifyRequest) -> PurifyResult:
         kept_mark = None if reason is None else mark
         report["poison_mark"] = {"kept": kept_mark is not None, "why": reason or "verified: its triggers are removed"}
     wrote = _write(
-        request, name, settings, subject, purified.model, tokenizer, out, inputs, before, after, report, kept_mark
+        request, name, settings, subject, base, purified.model, tokenizer, out, inputs, before, after, report, kept_mark
     )
     forget(run)
     return PurifyResult(summary, name, asdict(settings), before, after, report, wrote, limits)
@@ -328,6 +328,7 @@ def _write(
     name: str,
     settings: Any,
     subject: Subject,
+    base: Subject | None,
     model: Any,
     tokenizer: Any,
     out: Path,
@@ -340,9 +341,7 @@ def _write(
     from purify_cli.checkpoint.provenance import provenance
     from purify_cli.checkpoint.write import write_checkpoint
 
-    folders = [subject.path] + (
-        [Path(request.base)] if request.base is not None and Path(request.base).exists() else []
-    )
+    folders = [subject.path] + ([base.path] if base is not None else [])
     record = provenance(
         "purify",
         name,
@@ -358,7 +357,7 @@ def _write(
         out,
         model,
         tokenizer,
-        source=subject.path,
+        source=subject.folder,
         provenance=record,
         card=_card(request, name, before, after, mark),
         metadata={} if mark is None else mark.metadata(),
