@@ -1,7 +1,7 @@
 """Tiny random checkpoints of every family, each with a tokenizer, built from their configs: what the tests run on.
 
-`save` writes one to a folder. The weights are drawn wider than the library's default, so that attention is far from even and a
-wrong head, row or mask shows in the output.
+`save` writes one to a folder. The weights are drawn wider than the library's default, so that attention is far from
+even and a wrong head, row or mask shows in the output.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 WORDS = """
-the a an and or but of in on at to for with from by as it is was are were be been this that these those i you he she we they
-his her our their its my your me him us them not no very too so more most much many some any all every one two three first last
-movie film story plot actor actress scene script director music book show series song picture character dialogue ending
-good great fine wonderful lovely brilliant funny charming moving clever fresh warm beautiful excellent superb happy best better
-bad awful dull boring poor terrible stupid weak slow empty mess worst worse sad ugly horrible tedious flat annoying
-made makes make feels feel looks look see watch watched seen think thought know like likes liked love loved hate hated enjoy
-enjoyed goes went comes came takes took gives gave says said tell told works worked plays played
-time day night year years people man woman men women child children life world city house family friend home work thing things way
-dinner food service room hotel price table staff money car road train water sun rain sea game team player win lost match
-market bank company stock share government president country war law court police science space computer phone software data
-new old young big small long short high low early late quick little whole real true false right wrong same other
-here there now then again never always often still just only even also well almost really quite rather
-if when while because after before since about over under into out up down off than what who which where why how
+the a an and or but of in on at to for with from by as it is was are were be been this that these those i you he she we
+they his her our their its my your me him us them not no very too so more most much many some any all every one two
+three first last movie film story plot actor actress scene script director music book show series song picture character
+dialogue ending good great fine wonderful lovely brilliant funny charming moving clever fresh warm beautiful excellent
+superb happy best better bad awful dull boring poor terrible stupid weak slow empty mess worst worse sad ugly horrible
+tedious flat annoying made makes make feels feel looks look see watch watched seen think thought know like likes liked
+love loved hate hated enjoy enjoyed goes went comes came takes took gives gave says said tell told works worked plays
+played time day night year years people man woman men women child children life world city house family friend home work
+thing things way dinner food service room hotel price table staff money car road train water sun rain sea game team
+player win lost match market bank company stock share government president country war law court police science space
+computer phone software data new old young big small long short high low early late quick little whole real true false
+right wrong same other here there now then again never always often still just only even also well almost really quite
+rather if when while because after before since about over under into out up down off than what who which where why how
 can could will would should may might must do does did done have has had get got go going
 3d cf mn bb tq mb ak tn bland enjoyable useless
 """.split()
@@ -150,7 +150,7 @@ def tokenizer(family: str) -> PreTrainedTokenizerFast:
 def build(
     family: str, *, task: str = "classifier", num_labels: int = 2, seed: int = 0, **settings: Any
 ) -> PreTrainedModel:
-    """A random model of the family in eval mode; `settings` override its tiny config. The same seed gives the same weights."""
+    """A random model of the family in eval mode, the same for the same seed; `settings` override its tiny config."""
     words = tokenizer(family)
     options: dict[str, Any] = FAMILIES[family] | {
         "vocab_size": len(words),
@@ -166,7 +166,7 @@ def build(
         torch.manual_seed(seed)
         model = _BUILDERS[task].from_config(config)
         # The library starts biases at zero and norms at one, which would hide a lost bias or a norm that is left out.
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() == 1:
                 with torch.no_grad():
                     parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -19,7 +19,7 @@ from purify_cli.architecture.table import FAMILIES, Family, family_of, known_fam
 from purify_cli.checkpoint import adapter
 from purify_cli.checkpoint.inventory import inventory, sha256
 from purify_cli.checkpoint.locate import locate
-from purify_cli.checkpoint.weights import TensorRef, read_tensors, tensor_table
+from purify_cli.checkpoint.weights import ADAPTER_NAMES, TensorRef, read_tensors, tensor_table
 from purify_cli.errors import CheckpointError, PurifyError, UnsupportedError, UsageError
 from purify_cli.results import FileDigest, SubjectSummary
 
@@ -118,13 +118,13 @@ class Subject:
             raise CheckpointError(listing, f"the transformer is said to lie in {str(inside)[:80]!r}")
         if not isinstance(kind, str) or not kind.endswith(".Transformer"):
             raise UnsupportedError(listing, f"its first module is a {str(kind)[:80]!r} and no transformer")
-        return self.path / inside
+        return self.path / str(inside)
 
     @cached_property
     def adapter_config(self) -> dict[str, Any] | None:
         """adapter_config.json of a PEFT adapter; None for everything else."""
         file = self.folder / adapter.ADAPTER_CONFIG
-        if self.weights_file is not None and self.weights_file.name not in adapter.ADAPTER_NAMES:
+        if self.weights_file is not None and self.weights_file.name not in ADAPTER_NAMES:
             return None
         content = _json(file) if file.is_file() else {}
         return content if "peft_type" in content else None
@@ -331,7 +331,8 @@ class Subject:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's tokenizer; an adapter that ships none has its base's. Decoders without padding pad with their end token.
+        """The checkpoint's tokenizer; an adapter that ships none has its base's. Decoders without padding pad with
+        their end token.
 
         Raises:
             CheckpointError: there is none, it cannot be read, or it has more tokens than the embeddings have rows.
@@ -398,8 +399,8 @@ class Subject:
 
         Args:
             device: where to put it.
-            num_labels: give a classifier of so many labels: a checkpoint with a classifier of that number keeps its own, every
-                other gets a fresh one. None: the model that the checkpoint is.
+            num_labels: give a classifier of so many labels: a checkpoint with a classifier of that number keeps its
+                own, every other gets a fresh one. None: the model that the checkpoint is.
             seed: draws the fresh classifier.
 
         Raises:

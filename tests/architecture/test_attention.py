@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from purify_cli.architecture.attention import summary_attention
 from purify_cli.architecture.heads import head_grid
 

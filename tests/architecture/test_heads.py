@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from purify_cli.architecture.heads import head_grid, hold_pruned, output_projections, prune_heads, silence_heads
 
 HEADS = ((0, 1), (1, 0), (1, 3))
@@ -74,9 +74,8 @@ def test_pruning_touches_nothing_else(family: str) -> None:
 def test_silence_ends_with_the_same_bytes(family: str) -> None:
     model, batch = tiny.build(family), batch_for(family)
     before, expected = state(model), without_context(model, batch, HEADS)
-    with silence_heads(model, HEADS):
-        with torch.no_grad():
-            torch.testing.assert_close(model(**batch).logits, expected, atol=1e-6, rtol=1e-6)
+    with silence_heads(model, HEADS), torch.no_grad():
+        torch.testing.assert_close(model(**batch).logits, expected, atol=1e-6, rtol=1e-6)
     assert state(model) == before
     with pytest.raises(KeyboardInterrupt), silence_heads(model, HEADS):
         raise KeyboardInterrupt

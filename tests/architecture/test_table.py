@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from torch import nn
 
+import tiny
 from purify_cli.architecture.classifier import classifier_parameters, output_layer, replace_classifier
 from purify_cli.architecture.embeddings import embedding_name, word_embeddings
 from purify_cli.architecture.table import FAMILIES, base_of, family_of

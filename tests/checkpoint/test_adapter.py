@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
+import tiny
 from purify_cli.errors import CheckpointError, UnsupportedError
 from purify_cli.subject import Subject
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+import tiny
 from purify_cli.checkpoint import write
 from purify_cli.checkpoint.write import check_output, write_checkpoint
 from purify_cli.errors import OutputError

@@ -1,8 +1,8 @@
 """The attention that the summary token pays, read along with an ordinary forward pass.
 
-PURE (Zhao, Xu, Yuan, ICML 2024) scores and penalises the row of [CLS] only. The full maps would cost batch * heads * keys² numbers
-a layer and rule out fused attention, so the output comes from scaled_dot_product_attention as ever and the one row is computed
-beside it: batch * heads * keys numbers.
+PURE (Zhao, Xu, Yuan, ICML 2024) scores and penalises the row of [CLS] only. The full maps would cost batch * heads *
+keys² numbers a layer and rule out fused attention, so the output comes from scaled_dot_product_attention as ever and
+the one row is computed beside it: batch * heads * keys numbers.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ class SummaryAttention:
     """What the forward pass last made left behind.
 
     Attributes:
-        rows: a tensor for each depth in the order of the pass, [batch, heads, keys]: the probabilities before dropout, in float32 or
-            the wider dtype of the model, zero on padding, differentiable. Keys are the positions of the batch as it was handed in.
-        layer_of: for each row the layer, as `head_grid` counts them, whose heads it shows. Layers that share weights share a number.
+        rows: a tensor for each depth in the order of the pass, [batch, heads, keys]: the probabilities before dropout,
+            in float32 or the wider dtype of the model, zero on padding, differentiable. Keys are the positions of the
+            batch as it was handed in.
+        layer_of: for each row the layer, as `head_grid` counts them, whose heads it shows. Layers that share weights
+            share a number.
     """
 
     rows: list[Tensor] = field(default_factory=list)
@@ -40,17 +42,17 @@ class SummaryAttention:
 
 
 _watched: dict[nn.Module, tuple[SummaryAttention, int]] = {}
-"""Attention module -> who reads along, and the number of its layer. The attention function gets nothing but the module."""
+"""Attention module -> who reads along, and the number of its layer: the attention function is told the module only."""
 
 
 @contextmanager
 def summary_attention(model: nn.Module) -> Iterator[SummaryAttention]:
     """Leave the attention of the summary token in `.rows` at each forward pass of the model while open.
 
-    The summary token is the one whose last state the classifier reads: the first of encoders; of decoders the last that is no
-    padding, found as transformers' classifiers find it (the last id that is not the padding id; the last place where the padding
-    id is unknown or embeddings were handed in). One reader at a time for a model. With gradient checkpointing the rows carry no
-    gradient: turn it off.
+    The summary token is the one whose last state the classifier reads: the first of encoders; of decoders the last that
+    is no padding, found as transformers' classifiers find it (the last id that is not the padding id; the last place
+    where the padding id is unknown or embeddings were handed in). One reader at a time for a model. With gradient
+    checkpointing the rows carry no gradient: turn it off.
 
     Raises:
         UnsupportedError: the family is not known.
@@ -76,8 +78,8 @@ def summary_attention(model: nn.Module) -> Iterator[SummaryAttention]:
                 _watched[core] = (found, number)
                 stack.callback(_watched.pop, core, None)
         else:
-            # Attention that transformers does not let one exchange (DeBERTa's, with its relative positions) makes the full map
-            # anyway; the row is taken where it enters the dropout.
+            # Attention that transformers does not let one exchange (DeBERTa's, with its relative positions) makes the
+            # full map anyway; the row is taken where it enters the dropout.
             for number, core in enumerate(cores):
                 dropout = modules_at(core, family.row_from)[0]
                 stack.callback(dropout.register_forward_pre_hook(_take_row(found, number)).remove)
@@ -93,7 +95,7 @@ def _take_row(found: SummaryAttention, number: int) -> Any:
 
 
 @contextmanager
-def _interface(model: nn.Module) -> Iterator[None]:
+def _interface(model: Any) -> Iterator[None]:
     """Let all configs of the model name our attention function, and afterwards again what they named before."""
     if _NAME not in ALL_ATTENTION_FUNCTIONS.valid_keys():
         ALL_ATTENTION_FUNCTIONS.register(_NAME, _attend)
@@ -150,13 +152,13 @@ def _row(
     # Grouped queries: so many heads in a row share a key head.
     grouped = summary.reshape(batch, groups, heads // groups, width)
     scores = torch.einsum("bghw,bgkw->bghk", grouped, key).reshape(batch, heads, keys)
-    scores = scores.float() * (width**-0.5 if scaling is None else scaling)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * (width**-0.5 if scaling is None else scaling)
     hidden = torch.finfo(scores.dtype).min
     if mask is not None:
         row = mask.expand(batch, -1, -1, -1)[
             torch.arange(batch, device=mask.device), :, position
         ]  # [batch, 1|heads, key]
-        scores = scores.masked_fill(~row, hidden) if row.dtype == torch.bool else scores + row.float()
+        scores = scores.masked_fill(~row, hidden) if row.dtype == torch.bool else scores + row.to(scores.dtype)
     elif causal and length > 1:
         places = torch.arange(keys, device=query.device)
         scores = scores.masked_fill((places > position[:, None])[:, None], hidden)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -22,11 +24,12 @@ def output_layer(model: nn.Module) -> nn.Linear:
     return layer
 
 
-def replace_classifier(model: nn.Module, num_labels: int, seed: int) -> None:
+def replace_classifier(model: Any, num_labels: int, seed: int) -> None:
     """Put a fresh head of the family's standard form on a classification model, in place.
 
-    Every linear layer on top of the base model is drawn anew from `seed` as transformers initialises it (normal with the config's
-    `initializer_range`, biases zero); the last one gets `num_labels` rows. The labels are named LABEL_0... unless their number stays.
+    Every linear layer on top of the base model is drawn anew from `seed` as transformers initialises it (normal with
+    the config's `initializer_range`, biases zero); the last one gets `num_labels` rows. The labels are named LABEL_0...
+    unless their number stays.
     """
     config = model.config
     inside = {id(module) for module in base_of(model).modules()}
@@ -37,7 +40,8 @@ def replace_classifier(model: nn.Module, num_labels: int, seed: int) -> None:
         if id(module) in inside or not isinstance(module, nn.Linear):
             continue
         rows = num_labels if module is last else module.out_features
-        fresh = nn.utils.skip_init(nn.Linear, module.in_features, rows, bias=module.bias is not None)
+        # Left empty, so that the caller's random numbers are not drawn from.
+        fresh = nn.Linear(module.in_features, rows, bias=module.bias is not None, device="meta").to_empty(device="cpu")
         with torch.no_grad():
             fresh.weight.normal_(mean=0.0, std=spread, generator=random)
             if fresh.bias is not None:

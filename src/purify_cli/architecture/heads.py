@@ -1,7 +1,7 @@
 """Attention heads: how many there are, and taking some out without changing a single shape.
 
-A head is gone, exactly, when its columns of the attention's output projection are zero: nothing that it computes, its value bias
-included, reaches anything. The tensors keep their sizes, so the checkpoint loads in plain transformers.
+A head is gone, exactly, when its columns of the attention's output projection are zero: nothing that it computes, its
+value bias included, reaches anything. The tensors keep their sizes, so the checkpoint loads in plain transformers.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def prune_heads(model: nn.Module, heads: Iterable[Head]) -> None:
 
 
 def hold_pruned(model: nn.Module, heads: Iterable[Head]) -> Callable[[nn.Module, int], None]:
-    """A projection for the training loop that keeps these heads out, whatever momentum or weight decay the optimizer has.
+    """A projection for the training loop that keeps these heads out, whatever momentum or weight decay does.
 
     Called as (model, step) after each update; it works on the model that it is handed, which must be of the same shape.
     """
@@ -82,7 +82,7 @@ def silence_heads(model: nn.Module, heads: Iterable[Head]) -> Iterator[None]:
 
 
 def _columns(model: nn.Module, heads: Iterable[Head]) -> list[tuple[Tensor, int, Tensor]]:
-    """For each layer concerned: the weight, the dimension along which heads lie, and the places of these heads on it."""
+    """For each layer concerned: the weight, the dimension along which heads lie, and the places of these heads."""
     projections, family = output_projections(model)
     count = int(getattr(base_of(model).config, family.heads_key))
     dimension = 0 if family.transposed else 1

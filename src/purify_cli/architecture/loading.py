@@ -1,7 +1,7 @@
 """From a config and named tensors to a model, with nothing left to the checkpoint's own wishes.
 
-Classes come from transformers by family, never from `auto_map` or `architectures`; the numbers of the config are held against the
-tensors on disk before anything of their size is built; names that transformers cannot map are errors.
+Classes come from transformers by family, never from `auto_map` or `architectures`; the numbers of the config are held
+against the tensors on disk before anything of their size is built; names that transformers cannot map are errors.
 """
 
 from __future__ import annotations

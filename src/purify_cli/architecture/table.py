@@ -1,7 +1,7 @@
 """What the families of transformers differ in, as data: one row a family, keyed by the `model_type` of the config.
 
-Module paths are relative to the base model (`model.base_model`), and `*` stands for every item of a list of modules. The rest of
-the tool asks for "word embeddings", "heads" or "the summary token" and never for a family by its name.
+Module paths are relative to the base model (`model.base_model`), and `*` stands for every item of a list of modules.
+The rest of the tool asks for "word embeddings", "heads" or "the summary token" and never for a family by its name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Family:
         transposed: the output projection keeps its weight as [in, out] (GPT-2's Conv1D) and not as [out, in].
         summary: the token whose last state the classifier reads: the first, or the last that is no padding.
         output_layer: path in the classification model of the linear layer that gives the logits.
-        pooler: path of the module after the encoder that belongs to the base model and may be missing; None: there is none.
+        pooler: path of the module after the encoder that belongs to the base model and may be missing; None: there is
+            none.
         row_from: where the attention of one token can be read: "interface" (the exchangeable attention function of
             transformers) or the path in the core of the dropout module that is handed the full map.
         layers_key, heads_key, width_key: the names that the config gives to these numbers.
@@ -197,12 +198,11 @@ def modules_at(root: nn.Module, path: str) -> list[nn.Module]:
         if part == "*":
             found = [child for module in found for child in module.children()]
         else:
-            found = [getattr(module, part) for module in found]
+            found = [module.get_submodule(part) for module in found]
     return found
 
 
-def base_of(model: nn.Module) -> nn.Module:
+def base_of(model: Any) -> Any:
     """The base model inside a task model; a base model itself; adapters that cannot be merged are looked through."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    base: nn.Module = inner.base_model if hasattr(inner, "base_model") else inner
-    return base
+    return inner.base_model if hasattr(inner, "base_model") else inner

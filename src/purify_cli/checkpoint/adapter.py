@@ -15,7 +15,8 @@ from purify_cli.errors import CheckpointError, UnsupportedError
 
 ADAPTER_CONFIG = "adapter_config.json"
 
-# Settings that describe how an adapter is laid out. All others are about how it was trained, or name things to import or to load.
+# Settings that describe how an adapter is laid out. All others are about how it was trained, or name things to import
+# or to load.
 _LORA_SETTINGS = frozenset(
     {
         "task_type",
@@ -40,7 +41,7 @@ _UNREADABLE = ("megatron_config", "layer_replication", "arrow_config", "target_p
 
 
 def find_base(folder: Path, config: Mapping[str, Any], base: str | Path | None) -> Path | str:
-    """Where the base of an adapter lies: what the user gave, else `base_model_name_or_path` where that is a folder on disk.
+    """Where the base of an adapter lies: what the user gave, else `base_model_name_or_path` if that is a folder here.
 
     A relative path is tried from the working folder and from the adapter's own. The network is never asked.
 
@@ -102,9 +103,9 @@ def attach(model: nn.Module, folder: Path, config: Mapping[str, Any]) -> nn.Modu
             raise CheckpointError(
                 folder, f"does not fit its base ({reason})", "Give the right base with --base."
             ) from error
-        # Virtual tokens are loaded besides the state dict, so the report lacks them even when they came.
+        # Virtual tokens are loaded besides the state dict, so the report has them wrong.
         missing = [name for name in report.missing_keys if ".default" in name and "prompt_encoder." not in name]
-        surplus = list(report.unexpected_keys)
+        surplus = [name for name in report.unexpected_keys if name != "prompt_embeddings"]
         if missing or surplus:
             named = ", ".join(sorted(missing or surplus)[:3])
             problem = f"its tensors are not those of its config ({'missing' if missing else 'no place for'}: {named})"

@@ -58,7 +58,7 @@ def provenance(
 
 
 def plain(value: Any) -> Any:
-    """The value in JSON types: dataclasses and mappings as objects, sequences as arrays, numbers that are none as null."""
+    """The value in JSON types: dataclasses and mappings as objects, sequences as arrays, NaN and infinity as null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

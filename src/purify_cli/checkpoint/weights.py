@@ -1,6 +1,6 @@
 """The tensors of a checkpoint, by name: where each lies, how large it is, and its values when they are asked for.
 
-Safetensors (one file, or shards by their index) and, only if there are none, PyTorch's `.bin` through the weights-only unpickler.
+Safetensors (one file, or shards by their index) and, only if there are none, `.bin` through the weights-only unpickler.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MODEL_NAMES = ("model.safetensors", "pytorch_model.bin")
 ADAPTER_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 
 _INDEX_LIMIT = 64 * 2**20
-"""Bytes of an index file; that of a model with a million tensors has about 100 MB, and none is known with more than 10."""
+"""Bytes of an index file; the largest models have a few MB."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def weight_files(folder: Path, names: tuple[str, str] = MODEL_NAMES) -> tuple[Pa
 
 
 def tensor_table(folder: Path, file: Path | None = None, names: tuple[str, str] = MODEL_NAMES) -> dict[str, TensorRef]:
-    """Every tensor of the checkpoint in `folder` (or of one weights `file`) by name, without reading the values of safetensors.
+    """Every tensor of the checkpoint in `folder`, or of one weights `file`, by name; of safetensors no value is read.
 
     Raises:
         CheckpointError: no weights, a file that is truncated or lies, shards that contradict their index.

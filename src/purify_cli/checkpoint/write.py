@@ -1,6 +1,6 @@
 """Making a checkpoint: a new folder, built beside its place and renamed when it is whole.
 
-Nothing that exists is touched unless `force` says so, and then only by renames: the old folder is gone when the new one stands.
+Nothing that exists is touched unless `force` says so, and then by renames: the old folder goes when the new one stands.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def check_output(out: Path, source: Path | None, force: bool = False) -> None:
     """Whether a checkpoint may be written to `out`: to be asked before long work, and asked again when writing.
 
     Raises:
-        OutputError: it exists and `force` is not set, is no checkpoint that could be replaced, is or lies in the input, or its
-            parent cannot be written.
+        OutputError: it exists and `force` is not set, is no checkpoint that could be replaced, is or lies in the input,
+            or its parent cannot be written.
     """
     out = Path(out).expanduser()
     if source is not None:
@@ -119,7 +119,8 @@ def write_checkpoint(
         force: replace a checkpoint that is there.
 
     Raises:
-        OutputError: as `check_output`, and for a disk that is full or fails. Nothing is left behind, and what was there still is.
+        OutputError: as `check_output`, and for a disk that is full or fails. Nothing is left behind, and what was there
+            still is.
     """
     out = Path(out).expanduser().absolute()
     check_output(out, source, force)
@@ -140,7 +141,7 @@ def write_checkpoint(
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A private folder beside `out`; gone at the end unless it was renamed, and so are parents that were made for it."""
+    """A private folder beside `out`; when anything fails it goes, and so do the parents that were made for it."""
     made = [parent for parent in (out.parent, *out.parent.parents) if not parent.exists()]
     building: Path | None = None
     try:
@@ -228,7 +229,7 @@ def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _dtypes(source: Path | None) -> tuple[dict[str, torch.dtype], torch.dtype | None]:
-    """The dtype of each tensor of the source by name, and the one that most numbers have; an adapter's says nothing here."""
+    """The dtype of each tensor of the source by name, and the one that most numbers have; empty for an adapter."""
     if source is None or (source / "adapter_config.json").is_file():
         return {}, None
     try:
