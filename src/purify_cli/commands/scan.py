@@ -84,7 +84,7 @@ def scan(request: ScanRequest) -> ScanResult:
 
 
 def select(request: ScanRequest) -> dict[str, ModuleType]:
-    """The detectors that a request runs, by name, in the order in which they run: cheap first, the artifact scan before all.
+    """The detectors that a request runs, by name, in the order of running: cheap first, the artifact scan before all.
 
     Raises:
         UsageError: an unknown detector or budget, or nothing left to run.

@@ -73,11 +73,6 @@ def escape(text: str, *, keep: str = "", limit: int | None = None) -> str:
     return text
 
 
-def escape_markup(text: str) -> str:
-    """The same for the few places that take rich's markup: its brackets are escaped too."""
-    return re.sub(r"(\\*)\[", lambda match: match[1] * 2 + "\\[", escape(text))
-
-
 def quote(argument: str) -> str:
     """One argument as a shell takes it: plain, in single quotes, or, where it holds what cannot be shown, as $'...'."""
     if escape(argument) == argument:

@@ -80,6 +80,10 @@ class Page:
             table.add_row(*row)
         self.show(table, indent)
 
+    def line(self, text: str) -> None:
+        """One line that stays one, however long."""
+        self._console.print(Text(text), soft_wrap=True)
+
     def command(self, arguments: Sequence[str]) -> None:
         """Unwrapped: rich would break it where a shell would not."""
         self._console.print(Text(shell_command(arguments, self.width), style="cyan"), soft_wrap=True)

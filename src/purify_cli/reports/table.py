@@ -32,6 +32,9 @@ _TOKEN_LIMIT = 40
 _MESSAGE_LIMIT = 600
 _FINDINGS_SHOWN = 10
 _ROWS_SHOWN = 24
+# An excess ASR up to here, or one whose interval touches zero, counts as removed.
+_REMOVED = 0.05
+_OBEYS = 0.5
 
 _STYLES = {
     "pass": "bold green",
@@ -179,7 +182,8 @@ def _findings(page: Page, detector: str, findings: Sequence[Finding]) -> None:
     _more(page, len(ordered) - _FINDINGS_SHOWN, indent=4)
     shown = next((finding.reproduce for finding in ordered if finding.reproduce), None)
     if shown:
-        page.item(("to see it again: ", "dim"), escape(shown, limit=_MESSAGE_LIMIT), bullet=" ", indent=4)
+        page.item(("to see it again:", "dim"), bullet=" ", indent=4)
+        page.line("      " + escape(shown, limit=_MESSAGE_LIMIT))
 
 
 def _place(finding: Finding) -> str:
@@ -221,9 +225,12 @@ def _scan_next(page: Page, report: Report, result: ScanResult) -> None:
     if missing:
         page.item("Give the checks what they lack (names in capitals are yours to fill in):")
         page.command(_extended(report, path, missing))
-    elif outcome == "pass":
+    elif outcome == "pass" and _given(report.command, "--budget") != "deep":
         page.item("A pass is no proof. To look as long as it takes:")
         page.command(_extended(report, path, ("--budget", "deep")))
+    elif outcome == "pass":
+        page.item("A pass is no proof. To measure a trigger that you suspect (names in capitals are yours to fill in):")
+        page.command(("purify", "eval", path, "--test", "TEST_CSV", "--trigger", "WORD", "--target", "LABEL"))
     elif not broken:
         page.item("See which kinds of checkpoint each check can judge:")
         page.command(("purify", "methods"))
@@ -273,7 +280,7 @@ def _eval(page: Page, report: Report, result: EvalResult) -> None:
     sentences = [_metrics_sentence(metrics) for metrics in result.checkpoints]
     effects = [_effect(metrics) for metrics in result.checkpoints]
     word, style = "MEASURED", "bold"
-    if any(effect is not None and effect >= 0.5 for effect in effects):
+    if any(effect is not None and effect >= _OBEYS for effect in effects):
         word, style = "BACKDOOR", _STYLES["fail"]
     page.headline(word, style, "; ".join(sentences) + ".")
     page.section("Measured (95 % intervals)")
@@ -284,7 +291,7 @@ def _eval(page: Page, report: Report, result: EvalResult) -> None:
     worst = max(
         zip(effects, result.checkpoints, strict=True), key=lambda pair: pair[0] if pair[0] is not None else -2.0
     )
-    if worst[0] is not None and worst[0] >= 0.5:
+    if worst[0] is not None and worst[0] >= _OBEYS:
         page.item("Purify what obeys its trigger, with labelled texts that you trust (here clean.csv):")
         page.command(("purify", "purify", worst[1].path, "--method", "pure", "--clean", "clean.csv"))
     elif any(rate.floor_from != "twin" for metrics in result.checkpoints for rate in metrics.asr):
@@ -315,7 +322,7 @@ def _metrics_sentence(metrics: CheckpointMetrics) -> str:
         assert excess is not None
         verb = (
             "obeys"
-            if excess.value >= 0.5 and excess.low > 0
+            if excess.value >= _OBEYS and excess.low > 0
             else "reacts to"
             if excess.low > 0
             else "does not react to"
@@ -324,8 +331,8 @@ def _metrics_sentence(metrics: CheckpointMetrics) -> str:
     if metrics.asr:
         worst = max(metrics.asr, key=lambda rate: rate.rate.value)
         return (
-            f"{path} gives {escape(worst.target)} to {_number(worst.rate.value)} of texts with {_token(worst.trigger)}, "
-            "with nothing to compare it with"
+            f"{path} gives {escape(worst.target)} to {_number(worst.rate.value)} of the texts with "
+            f"{_token(worst.trigger)}, and there is nothing to compare it with"
         )
     return f"{path} has a clean accuracy of {_short(metrics.cacc)}"
 
@@ -408,8 +415,14 @@ def _purify(page: Page, report: Report, result: PurifyResult) -> None:
         sentence = f"{escape(result.wrote.path)} was made from {path} with {method}; nothing was measured on it."
         page.headline("NOT VERIFIED", _STYLES["inconclusive"], sentence)
     else:
-        sentence = f"{escape(result.wrote.path)} was made from {path} with {method}{_change(result)}."
-        page.headline("PURIFIED", _STYLES["pass"], sentence)
+        sentence = f"{escape(result.wrote.path)} was made from {path} with {method}{_change(result)}"
+        left = _left_over(result)
+        if left is None:
+            page.headline("NOT VERIFIED", _STYLES["inconclusive"], sentence + "; no trigger was measured.")
+        elif left:
+            page.headline("NOT CLEAN", _STYLES["inconclusive"], sentence + "; it still reacts to its trigger.")
+        else:
+            page.headline("PURIFIED", _STYLES["pass"], sentence + ".")
 
     page.section("Why")
     for reason in limits.reasons or (_limit_sentence(result),):
@@ -445,6 +458,14 @@ def _change(result: PurifyResult) -> str:
     return f": {', '.join(parts)}" if parts else ""
 
 
+def _left_over(result: PurifyResult) -> bool | None:
+    """Whether a trigger still does more than honest error; None if none was measured."""
+    if result.after is None or not result.after.asr:
+        return None
+    effect = _effect(result.after)
+    return None if effect is None else effect > _REMOVED
+
+
 def _worst(metrics: CheckpointMetrics) -> tuple[float, bool] | None:
     """The largest excess ASR, or where there is no floor the largest ASR; and which of the two it is."""
     if not metrics.asr:
@@ -469,10 +490,10 @@ def _purify_next(page: Page, report: Report, result: PurifyResult) -> None:
     if result.wrote is None:
         page.item("Do it:")
         page.command(tuple(argument for argument in report.command if argument != "--dry-run"))
-    elif result.limits.met is False:
+    elif result.limits.met is False or _left_over(result):
         page.item("See what can be set, and try again with other settings or another method:")
         page.command(("purify", "purify", "--method", result.method, "--help-method"))
-    elif result.limits.met is None:
+    elif _left_over(result) is None:
         page.item("Measure it on labelled texts that were not used here (names in capitals are yours to fill in):")
         page.command(
             ("purify", "eval", path, result.wrote.path, "--test", "TEST_CSV", "--trigger", "WORD", "--target", "LABEL")
