@@ -69,6 +69,20 @@ def test_the_dtype_of_the_input_is_kept(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
 
 
+def test_the_encoder_of_a_sentence_transformers_folder_keeps_its_dtype_and_tokenizer(tmp_path: Path) -> None:
+    inner = tmp_path / "in" / "0_Transformer"
+    tiny.build("bert", task="encoder").to(torch.bfloat16).save_pretrained(inner)
+    tiny.tokenizer("bert").save_pretrained(inner)
+    modules = [{"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}]
+    (tmp_path / "in" / "modules.json").write_text(json.dumps(modules))
+    subject = Subject(tmp_path / "in")
+    model = subject.open(num_labels=2)
+    write_checkpoint(tmp_path / "out", model, subject.tokenizer, source=subject.path, provenance={})
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert {value.dtype for value in state.values()} == {torch.bfloat16}
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (inner / "tokenizer.json").read_bytes()
+
+
 def test_tied_weights_are_written_once_and_tied_again(tmp_path: Path) -> None:
     source = tiny.save("gpt2", tmp_path / "in", task="causal-lm")
     write_out(tmp_path / "out", source)

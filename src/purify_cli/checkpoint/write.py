@@ -124,9 +124,12 @@ def write_checkpoint(
     """
     out = Path(out).expanduser().absolute()
     check_output(out, source, force)
+    inner = source
+    if source is not None and not (source / "config.json").is_file() and (source / "0_Transformer").is_dir():
+        inner = source / "0_Transformer"  # sentence-transformers keep the model there
     with _disk_errors(out), _new_folder(out) as building:
-        _write_weights(building, model, source, dict(metadata or {}))
-        _copy_tokenizer(building, tokenizer, source)
+        _write_weights(building, model, inner, dict(metadata or {}))
+        _copy_tokenizer(building, tokenizer, inner)
         text = json.dumps(plain(provenance), indent=2, ensure_ascii=False, allow_nan=False)
         (building / FILE_NAME).write_text(text + "\n", encoding="utf-8")
         if card is not None:
