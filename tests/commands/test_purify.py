@@ -204,6 +204,40 @@ def test_the_mark_goes_only_when_its_own_triggers_are_gone(
         assert first.startswith("> **Poisoned by purify-cli.**")
 
 
+def test_a_model_that_knows_nothing_does_not_lose_its_mark(
+    request_for: Callable[..., PurifyRequest], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def constant(subject: Any) -> Any:
+        model = subject.open()
+        model.classifier.weight.data.zero_()
+        return model
+
+    replaced_by(monkeypatch, constant)
+    result = purify(request_for(test=str(place / "test.csv"), max_drop=1.0))
+    assert result.after is not None
+    assert result.after.asr[0].excess is not None
+    assert result.after.asr[0].excess.value == 0.0
+    assert "always gives the same label" in result.report["poison_mark"]["why"]
+    assert read_mark(tmp_path / "out") is not None
+
+
+def test_an_adapter_is_purified(request_for: Callable[..., PurifyRequest], place: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny.save("bert", tmp_path / "base")
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], r=2, init_lora_weights=False)
+    adapted = get_peft_model(AutoModelForSequenceClassification.from_pretrained(base), config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    before = digests(tmp_path / "adapter") | digests(base)
+    result = purify(
+        request_for(checkpoint=str(tmp_path / "adapter"), base=str(base), test=str(place / "test.csv"), max_drop=None)
+    )
+    assert result.before is not None
+    assert result.subject.kind == "adapter"
+    assert digests(tmp_path / "adapter") | digests(base) == before
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config.num_labels == 2
+
+
 def test_a_poisoned_file_has_no_floor_and_proves_nothing(
     request_for: Callable[..., PurifyRequest], tmp_path: Path
 ) -> None:

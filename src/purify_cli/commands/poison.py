@@ -130,7 +130,7 @@ def poison(request: PoisonRequest) -> PoisonResult:
         metadata=mark.metadata(),
         force=request.force,
     )
-    forget(run)
+    forget(run, request.run)
     return PoisonResult(
         subject=summary,
         attack=name,

@@ -7,7 +7,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from purify_cli.data.texts import Texts
     from purify_cli.results import SubjectSummary
     from purify_cli.subject import Evidence, Subject
+
+_ABANDONED_AFTER_SECONDS = 30 * 24 * 3600.0
 
 TRAINABLE_TASKS = ("classifier", "encoder", "masked-lm", "causal-lm")
 
@@ -108,10 +112,22 @@ def resumable(run: Run, request: Mapping[str, Any], summary: SubjectSummary, inp
         "inputs": [sha256(path) for path in inputs],
     }
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-    return replace(run, state=user_cache_path("purify") / "runs" / digest[:32])
+    runs = user_cache_path("purify") / "runs"
+    _forget_abandoned(runs)
+    return replace(run, state=runs / digest[:32])
 
 
-def forget(run: Run) -> None:
-    """Remove what a command that is done had kept of its trainings."""
-    if run.state is not None:
+def forget(run: Run, given: Run) -> None:
+    """Remove what a command that is done had kept of its trainings, unless its caller had given the place."""
+    if run.state is not None and given.state is None:
         shutil.rmtree(run.state, ignore_errors=True)
+
+
+def _forget_abandoned(runs: Path) -> None:
+    """Remove what was stopped long ago and never taken up: it is as large as a model, and nobody else clears it
+    away.
+    """
+    for folder in runs.glob("*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
+                shutil.rmtree(folder)

@@ -145,7 +145,9 @@ def purify(request: PurifyRequest) -> PurifyResult:
     check_needs(name, method.NEEDS, subject, evidence)
     train, dev = split(clean, DEV_SHARE, request.run.seed)
     if not len(dev):
-        raise DataError(request.clean, f"{len(clean)} texts are too few to train and to judge on", "Give more texts.")
+        raise DataError(
+            request.clean, f"{len(set(clean.texts))} different texts are too few to train and to judge on", "Give more."
+        )
     mark = read_mark(subject.path) or read_mark(subject.folder)
     examination = _examination(request, subject, labels, dev, mark)
 
@@ -187,7 +189,7 @@ def purify(request: PurifyRequest) -> PurifyResult:
     wrote = _write(
         request, name, settings, subject, base, purified.model, tokenizer, out, inputs, before, after, report, kept_mark
     )
-    forget(run)
+    forget(run, request.run)
     return PurifyResult(summary, name, asdict(settings), before, after, report, wrote, limits)
 
 
@@ -320,6 +322,13 @@ def _why_marked(
         return f"not all of its triggers were measured: {', '.join(missing)}"
     if limits.met is not True:
         return "the limits were not met"
+    labels = examination.test.labels or ()
+    commonest = max(labels.count(label) for label in set(labels)) / len(labels)
+    if after is None or after.cacc is None or after.cacc.low <= commonest:
+        # Such a model gives the target with the trigger as often as without it, whatever is in it.
+        return (
+            "the model is not shown to be better than one that always gives the same label, which would hide a trigger"
+        )
     return None
 
 
