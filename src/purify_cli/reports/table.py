@@ -211,8 +211,8 @@ def _scan_next(page: Page, report: Report, result: ScanResult) -> None:
             )
         if kinds & {"PE", "PB", "PW"} or not kinds:
             clean = _given(report.command, "--clean")
-            page.item("Purify it with labelled texts that you trust" + (":" if clean else " (here clean.csv):"))
-            page.command(("purify", "purify", path, "--method", "pure", "--clean", clean or "clean.csv"))
+            page.item("Purify it with labelled texts that you trust" + (":" if clean else " (here CLEAN_CSV):"))
+            page.command(("purify", "purify", path, "--method", "pure", "--clean", clean or "CLEAN_CSV"))
         elif kinds == {"PM"}:
             page.item("The mark alone decided. To see what the other checks say:")
             page.command(_extended(report, path, ("--ignore-mark",)))
@@ -292,8 +292,8 @@ def _eval(page: Page, report: Report, result: EvalResult) -> None:
         zip(effects, result.checkpoints, strict=True), key=lambda pair: pair[0] if pair[0] is not None else -2.0
     )
     if worst[0] is not None and worst[0] >= _OBEYS:
-        page.item("Purify what obeys its trigger, with labelled texts that you trust (here clean.csv):")
-        page.command(("purify", "purify", worst[1].path, "--method", "pure", "--clean", "clean.csv"))
+        page.item("Purify what obeys its trigger, with labelled texts that you trust (here CLEAN_CSV):")
+        page.command(("purify", "purify", worst[1].path, "--method", "pure", "--clean", "CLEAN_CSV"))
     elif any(rate.floor_from != "twin" for metrics in result.checkpoints for rate in metrics.asr):
         page.item("A twin gives the fairest floor (the name in capitals is yours to fill in):")
         page.command((*report.command, "--twin", "TWIN_CHECKPOINT"))
@@ -384,13 +384,13 @@ def _metric_rows(columns: Sequence[CheckpointMetrics]) -> list[list[str | Text]]
         drifts = [next((drift for drift in metrics.drift if drift.token == token), None) for metrics in columns]
         rows.append([Text.assemble("drift of ", (_token(token), "bold")), "", *("" for _ in columns)])
         for label, name in (
-            ("  cosine to base", "cosine"),
+            ("  cosine distance", "cosine"),
             ("  L2 to base", "l2"),
             ("  RMSE to centre", "centre_rmse"),
         ):
             values = [getattr(drift, name) if drift else None for drift in drifts]
             if any(value is not None for value in values):
-                rows.append([label, "", *map(_number, values)])
+                rows.append([label, "", *("-" if value is None else _share(value) for value in values)])
     return rows
 
 
