@@ -1,11 +1,11 @@
-"""What lies inside a file, by its content and never by its name: pickles in archives, in compressed files, in numpy arrays.
+"""What lies inside a file, by its content: pickles in archives, in compressed files, in numpy arrays.
 
-`examine` yields what counts and goes on where it can, so that what is found before a break stays. Everything is bounded: the
-depth of archives in archives, the number of members, the bytes that decompression may yield.
+`examine` yields what counts and goes on where it can, so that what is found before a break stays. Everything is
+bounded: the depth of archives in archives, the number of members, the bytes that decompression may yield.
 
-Torch's zip reader (miniz), Python's `zipfile` and the shell's unzip do not agree on what a broken archive holds: miniz checks no
-local name and, by torch's default, a loader reads on past a wrong CRC. So every member of the central directory is read without
-those checks, and local headers that no directory names are looked for in the gaps.
+Torch's zip reader (miniz), Python's `zipfile` and the shell's unzip do not agree on what a broken archive holds: miniz
+checks no local name and, by torch's default, a loader reads on past a wrong CRC. So every member of the central
+directory is read without those checks, and local headers that no directory names are looked for in the gaps.
 """
 
 from __future__ import annotations
@@ -54,10 +54,11 @@ Kind = Literal["import", "disagree", "broken", "unread", "escape"]
 class Observation:
     """One thing that counts in a file.
 
-    kind: import (a pickle's offence), disagree (readers see different contents), broken (breaks off or is refused), unread (not
+    kind: import (a pickle's offence), disagree (readers see different contents), broken (breaks off or is refused),
+    unread (not
     looked into: a bound or an unknown compression), escape (a member that would be unpacked outside the folder).
-    `member` names the place inside the file, "" for the file itself; `strict` of a disagreement: about which bytes are read, not
-    only about a checksum.
+    `member` names the place inside the file, "" for the file itself; `strict` of a disagreement: about which bytes are
+    read, not only about a checksum.
     """
 
     kind: Kind
@@ -78,7 +79,9 @@ class Budget:
     formats: set[str] = field(default_factory=set)
 
 
-def examine(file: BinaryIO, budget: Budget, member: str = "", depth: int = 0, *, cut: bool = False) -> Iterator[Observation]:
+def examine(
+    file: BinaryIO, budget: Budget, member: str = "", depth: int = 0, *, cut: bool = False
+) -> Iterator[Observation]:
     """Look for whatever a loader would unpickle in `file`, seekable and read from its beginning.
 
     Args:
@@ -155,9 +158,13 @@ def _judge(
         for dotted in sorted(pickles.second_opinion(file, walk.start)):
             if dotted not in seen and dotted not in walk.names and dotted not in pickles.HARMLESS:
                 module, _, name = dotted.rpartition(".")
-                yield Observation("import", member, "is imported", pickles.Offence(module, name, walk.start, "is imported"))
+                yield Observation(
+                    "import", member, "is imported", pickles.Offence(module, name, walk.start, "is imported")
+                )
         if cut:
-            yield Observation("unread", member, f"holds a pickle longer than the {MAX_UNPACKED_BYTES} bytes that are unpacked")
+            yield Observation(
+                "unread", member, f"holds a pickle longer than the {MAX_UNPACKED_BYTES} bytes that are unpacked"
+            )
         else:
             yield Observation("broken", member, f"holds a pickle that {walk.problem}")
     for number, data in enumerate(walk.nested):
@@ -178,7 +185,7 @@ def _skip_storages(file: BinaryIO, at: int, keys: list[object], sizes: dict[str,
 
 
 def _trailing(file: BinaryIO, at: int, budget: Budget, member: str, depth: int) -> Iterator[Observation]:
-    """Pickles behind a pickle: `pickle.load` called again reads the next. Between them may lie raw bytes, as in joblib's files."""
+    """Pickles behind a pickle, which a second `pickle.load` reads. Raw bytes may lie between, as in joblib's files."""
     size = file.seek(0, io.SEEK_END)
     tried = 0
     while at < size:
@@ -226,7 +233,7 @@ def _compressed(file: BinaryIO, head: bytes, budget: Budget, member: str, depth:
     if head.startswith(b"\x1f\x8b"):
         reader, name = lambda: _unpack(gzip.GzipFile(fileobj=file, mode="rb"), budget), "gzip"
     elif head.startswith(b"BZh"):
-        reader, name = lambda: _unpack(bz2.BZ2File(file, "rb"), budget), "bz2"
+        reader, name = lambda: _unpack(bz2.BZ2File(file, "rb"), budget), "bz2"  # noqa: SIM115  the file is not ours
     elif head.startswith((b"\xfd7zXZ\x00", b"\x5d\x00\x00")):
         reader, name = lambda: _unpack(lzma.LZMAFile(file, "rb"), budget), "xz"
     elif head[:2] in (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"):
@@ -243,7 +250,9 @@ def _compressed(file: BinaryIO, head: bytes, budget: Budget, member: str, depth:
     if problem:
         yield Observation("broken", member, f"is {name} that breaks off after {len(data)} bytes ({problem})")
     if cut and depth + 1 <= MAX_DEPTH and _needs_all(data):
-        yield Observation("unread", place, f"unpacks to more than {MAX_UNPACKED_BYTES} bytes, of which the rest is not looked at")
+        yield Observation(
+            "unread", place, f"unpacks to more than {MAX_UNPACKED_BYTES} bytes, of which the rest is not looked at"
+        )
 
 
 def _needs_all(data: bytes) -> bool:
@@ -251,7 +260,9 @@ def _needs_all(data: bytes) -> bool:
     return not data.startswith(_NUMPY)
 
 
-def _unpack(stream: BinaryIO | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile, budget: Budget) -> tuple[bytes, bool, str | None]:
+def _unpack(
+    stream: BinaryIO | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile, budget: Budget
+) -> tuple[bytes, bool, str | None]:
     """Up to the bound of a decompressing stream: bytes, whether there are more, and what broke."""
     limit = min(MAX_UNPACKED_BYTES, budget.unpacked)
     pieces: list[bytes] = []
@@ -335,7 +346,7 @@ def _tar(file: BinaryIO, budget: Budget, member: str, depth: int) -> Iterator[Ob
                 if budget.members < 0:
                     yield Observation("unread", member, f"has more than {MAX_MEMBERS} members")
                     return
-                if _leaves(info.name) or ((info.issym() or info.islnk()) and _link_leaves(info)):
+                if leaves_folder(info.name) or ((info.issym() or info.islnk()) and _link_leaves(info)):
                     yield Observation("escape", place, "would be unpacked outside its folder")
                 if info.isreg():
                     yield from examine(_Window(file, info.offset_data, info.size), budget, place, depth + 1)
@@ -345,10 +356,10 @@ def _tar(file: BinaryIO, budget: Budget, member: str, depth: int) -> Iterator[Ob
 
 def _link_leaves(info: tarfile.TarInfo) -> bool:
     base = str(PurePosixPath(info.name).parent) if info.issym() else "."
-    return _leaves(info.linkname) or _leaves(f"{base}/{info.linkname}")
+    return leaves_folder(info.linkname) or leaves_folder(f"{base}/{info.linkname}")
 
 
-def _leaves(name: str) -> bool:
+def leaves_folder(name: str) -> bool:
     """Whether a member's name leads out of the folder that it is unpacked in."""
     plain = name.replace("\\", "/")
     if plain.startswith("/") or re.match(r"[A-Za-z]:", plain):
@@ -404,7 +415,9 @@ def _zip(file: BinaryIO, head: bytes, budget: Budget, member: str, depth: int) -
         archive = zipfile.ZipFile(file)
         infos = archive.infolist()
         directory = archive.start_dir
-    except Exception as error:  # BadZipFile, struct.error, NotImplementedError, UnicodeDecodeError: it is the attacker's
+    except (
+        Exception
+    ) as error:  # BadZipFile, struct.error, NotImplementedError, UnicodeDecodeError: it is the attacker's
         refused = str(error) or type(error).__name__
     if refused and not head.startswith(_LOCAL):
         return  # four bytes in the tail of some other file
@@ -441,10 +454,12 @@ def _directory(infos: list[zipfile.ZipInfo], member: str) -> Iterator[Observatio
     # miniz looks names up without regard to case, zipfile with: both take one of several for the only one.
     for name, count in Counter(info.filename.casefold() for info in infos).items():
         if count > 1:
-            yield Observation("disagree", member, f"has {count} members called {name!r}: readers take different ones", strict=True)
+            yield Observation(
+                "disagree", member, f"has {count} members called {name!r}: readers take different ones", strict=True
+            )
     for info in infos:
         place = f"{member}:{info.filename}" if member else info.filename
-        if _leaves(info.filename) or _leaves(info.orig_filename):
+        if leaves_folder(info.filename) or leaves_folder(info.orig_filename):
             yield Observation("escape", place, "would be unpacked outside its folder")
         elif stat.S_ISLNK(info.external_attr >> 16):
             yield Observation("escape", place, "is a link")
@@ -482,7 +497,9 @@ def _member(data: BinaryIO, method: int, place: str, budget: Budget, depth: int)
     if problem:
         yield Observation("broken", place, f"breaks off after {len(unpacked)} bytes ({problem})")
     if cut and _needs_all(unpacked):
-        yield Observation("unread", place, f"unpacks to more than {MAX_UNPACKED_BYTES} bytes, of which the rest is not looked at")
+        yield Observation(
+            "unread", place, f"unpacks to more than {MAX_UNPACKED_BYTES} bytes, of which the rest is not looked at"
+        )
 
 
 def _zip_lzma(data: BinaryIO) -> lzma.LZMAFile:
@@ -497,7 +514,9 @@ def _zip_lzma(data: BinaryIO) -> lzma.LZMAFile:
         "lp": lc_lp_pb // 9 % 5,
         "pb": lc_lp_pb // 45,
     }
-    return lzma.LZMAFile(_Window(data, 4 + length, data.seek(0, io.SEEK_END) - 4 - length), filters=[chain], format=lzma.FORMAT_RAW)
+    return lzma.LZMAFile(
+        _Window(data, 4 + length, data.seek(0, io.SEEK_END) - 4 - length), filters=[chain], format=lzma.FORMAT_RAW
+    )
 
 
 def _hidden(

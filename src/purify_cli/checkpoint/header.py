@@ -1,7 +1,8 @@
 """The header of a safetensors file, read strictly: what lies is refused before anything is allocated for it.
 
-The format is that of the safetensors README ("Format"): eight bytes N (little endian), N bytes of JSON, then the tensors' bytes
-without holes. The refusals are those of its Rust reader, and those that only a second reader would notice (keys given twice).
+The format is that of the safetensors README ("Format"): eight bytes N (little endian), N bytes of JSON, then the
+tensors' bytes without holes. The refusals are those of its Rust reader, and those that only a second reader would
+notice (keys given twice).
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class Header:
 
 def looks_like_safetensors(head: bytes, size: int) -> bool:
     """Whether the first nine bytes of a file of `size` bytes could begin a safetensors file."""
-    return len(head) > _PREFIX_BYTES and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - _PREFIX_BYTES
+    return (
+        len(head) > _PREFIX_BYTES and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - _PREFIX_BYTES
+    )
 
 
 def read_header(path: Path) -> Header:
@@ -109,7 +112,9 @@ def _check(path: Path, raw: bytes, data_bytes: int) -> Header:
         at = info.end
     if at > data_bytes:
         raise CheckpointError(
-            path, f"is truncated or lies: its tensors end at byte {at} of the data, the file holds {data_bytes}", "Download it again."
+            path,
+            f"is truncated or lies: its tensors end at byte {at} of the data, the file holds {data_bytes}",
+            "Download it again.",
         )
     if at < data_bytes:
         raise CheckpointError(path, f"has {data_bytes - at} bytes behind its last tensor that no tensor owns")

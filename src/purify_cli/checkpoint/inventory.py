@@ -1,8 +1,8 @@
 """Which files a checkpoint folder holds, and which links in it point elsewhere. Nothing is opened but to be hashed.
 
 Links are followed only where they stay inside the folder, or where they are those of the hub's cache
-(`snapshots/<revision>/file -> ../../blobs/<hash>`, as huggingface_hub lays it out). Folders behind links are never entered: what
-lies inside the folder is met anyway, and what lies outside is none of ours.
+(`snapshots/<revision>/file -> ../../blobs/<hash>`, as huggingface_hub lays it out). Folders behind links are never
+entered: what lies inside the folder is met anyway, and what lies outside is none of ours.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class OddEntry:
-    """What is no regular file of the folder: a link that leaves it or leads nowhere, a device, a pipe, a closed folder."""
+    """What is no regular file of the folder: a link that leaves it or leads nowhere, a device, a closed folder."""
 
     relative: str
     kind: LinkKind
@@ -103,7 +103,9 @@ def inventory(folder: Path) -> tuple[FileEntry, ...]:
     listing = list_folder(folder)
     if not listing.complete:
         raise CheckpointError(
-            folder, f"holds more than {MAX_FILES} files or folders deeper than {MAX_DEPTH}", "Give the checkpoint's own folder."
+            folder,
+            f"holds more than {MAX_FILES} files or folders deeper than {MAX_DEPTH}",
+            "Give the checkpoint's own folder.",
         )
     return listing.files
 

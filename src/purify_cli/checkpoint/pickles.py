@@ -1,15 +1,16 @@
 """What a pickle would import and call, told by walking its opcodes. Nothing is imported and nothing is built.
 
-A pickle is a program for a stack machine. This walk keeps the machine's stack and memo in outline, so that the names of a
-STACK_GLOBAL, the callee of a REDUCE and its arguments are known exactly and not guessed from neighbouring opcodes. It is at
-least as lenient as the C unpickler: wherever that one goes on, the walk goes on too, since a reader that stops earlier than the
-loader sees less than the loader runs.
+A pickle is a program for a stack machine. This walk keeps the machine's stack and memo in outline, so that the names of
+a STACK_GLOBAL, the callee of a REDUCE and its arguments are known exactly and not guessed from neighbouring opcodes.
+It is at least as lenient as the C unpickler: wherever that one goes on, the walk goes on too, since a reader that stops
+earlier than the loader sees less than the loader runs.
 
-Default deny: a global counts unless it is in torch's weights-only list (`torch._weights_only_unpickler._get_allowed_globals`,
-pinned here so that the verdict does not hang on what is installed, and held against torch by a test) or known harmless *in the
-way in which it is used*: a settings class may be created without running its `__init__` (NEWOBJ) but not called, an Enum may be
-called with one constant, `getattr` may name a member of such an Enum (Python 3.11 pickles Enums like that), and
-`torch.storage._load_from_bytes` may be given bytes that are then examined themselves.
+Default deny: a global counts unless it is in torch's weights-only list
+(`torch._weights_only_unpickler._get_allowed_globals`, pinned here so that the verdict does not hang on what is
+installed, and held against torch by a test) or known harmless *in the way in which it is used*: a settings class may be
+created without running its `__init__` (NEWOBJ) but not called, an Enum may be called with one constant, `getattr` may
+name a member of such an Enum (Python 3.11 pickles Enums like that), and `torch.storage._load_from_bytes` may be given
+bytes that are then examined themselves.
 """
 
 from __future__ import annotations
@@ -67,11 +68,16 @@ WEIGHTS_ONLY: Final[frozenset[str]] = frozenset(
     | _dotted(
         "torch._utils",
         "_rebuild_device_tensor_from_cpu_tensor _rebuild_device_tensor_from_numpy _rebuild_meta_tensor_no_storage "
-        "_rebuild_nested_tensor _rebuild_parameter _rebuild_parameter_with_state _rebuild_qtensor _rebuild_sparse_tensor "
-        "_rebuild_tensor _rebuild_tensor_v2 _rebuild_tensor_v3 _rebuild_wrapper_subclass",
+        "_rebuild_nested_tensor _rebuild_parameter _rebuild_parameter_with_state _rebuild_qtensor "
+        "_rebuild_sparse_tensor _rebuild_tensor _rebuild_tensor_v2 _rebuild_tensor_v3 _rebuild_wrapper_subclass",
     )
     | {f"{place}.{kind}Tensor" for place in ("torch", "torch.cuda") for kind in _TENSOR_TYPES.split()}
-    | {f"{place}.sparse.{kind}Tensor" for place in ("torch", "torch.cuda") for kind in _TENSOR_TYPES.split() if kind != "Bool"}
+    | {
+        f"{place}.sparse.{kind}Tensor"
+        for place in ("torch", "torch.cuda")
+        for kind in _TENSOR_TYPES.split()
+        if kind != "Bool"
+    }
     | {
         f"{place}.{kind}Storage"
         for place in ("torch", "torch.cuda")
@@ -95,11 +101,33 @@ _PLAIN_DATA = (
         for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
     }
     | _dotted("numpy", "ndarray dtype bool bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 intc longlong")
-    | _dotted("numpy", "float16 float32 float64 float128 longdouble complex64 complex128 str_ bytes_ datetime64 timedelta64")
+    | _dotted(
+        "numpy", "float16 float32 float64 float128 longdouble complex64 complex128 str_ bytes_ datetime64 timedelta64"
+    )
     | {
         f"numpy.dtypes.{kind}DType"
-        for kind in ("Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "Float16", "Float32")
-        + ("Float64", "LongDouble", "Complex64", "Complex128", "Str", "Bytes", "Object", "DateTime64", "TimeDelta64")
+        for kind in (
+            "Bool",
+            "Int8",
+            "Int16",
+            "Int32",
+            "Int64",
+            "UInt8",
+            "UInt16",
+            "UInt32",
+            "UInt64",
+            "Float16",
+            "Float32",
+            "Float64",
+            "LongDouble",
+            "Complex64",
+            "Complex128",
+            "Str",
+            "Bytes",
+            "Object",
+            "DateTime64",
+            "TimeDelta64",
+        )
     }
     | _dotted("numpy.random._pickle", "__randomstate_ctor __bit_generator_ctor __generator_ctor")
     | {"numpy.random._mt19937.MT19937", "numpy.random._pcg64.PCG64", "numpy.random._pcg64.PCG64DXSM"}
@@ -120,7 +148,9 @@ _SETTINGS = (
     | _dotted("transformers.integrations.deepspeed", "HfDeepSpeedConfig HfTrainerDeepSpeedConfig")
     | {"accelerate.utils.deepspeed.HfDeepSpeedConfig", "accelerate.parallelism_config.ParallelismConfig"}
     | _dotted("accelerate.state", "PartialState AcceleratorState GradientState")
-    | _dotted("accelerate.utils.dataclasses", "DeepSpeedPlugin FullyShardedDataParallelPlugin GradientAccumulationPlugin")
+    | _dotted(
+        "accelerate.utils.dataclasses", "DeepSpeedPlugin FullyShardedDataParallelPlugin GradientAccumulationPlugin"
+    )
     | _dotted("accelerate.utils.dataclasses", "DataLoaderConfiguration InitProcessGroupKwargs TorchDynamoPlugin")
     | {
         f"trl.trainer.{name.lower()}_config.{name}Config"
@@ -155,7 +185,10 @@ _ENUMS = (
     | _dotted("transformers.trainer_utils", "ShardedDDPOption FSDPOption")
     | _dotted("transformers.training_args", "OptimizerNames ParallelMode")
     | {"transformers.debug_utils.DebugOption", "transformers.utils.quantization_config.QuantizationMethod"}
-    | _dotted("accelerate.utils.dataclasses", "DistributedType PrecisionType RNGType ComputeEnvironment DynamoBackend LoggerType")
+    | _dotted(
+        "accelerate.utils.dataclasses",
+        "DistributedType PrecisionType RNGType ComputeEnvironment DynamoBackend LoggerType",
+    )
     | _dotted("accelerate.utils.dataclasses", "SageMakerDistributedType")
     | _dotted("torch.distributed.fsdp.api", "BackwardPrefetch ShardingStrategy StateDictType")
     | _dotted("torch.distributed.fsdp.fully_sharded_data_parallel", "BackwardPrefetch ShardingStrategy StateDictType")
@@ -196,8 +229,9 @@ STORAGE_BYTES: Final[dict[str, int]] = {
 class Offence:
     """A global, or a call, that counts.
 
-    `offset` is that of its opcode in the stream; `how` says what it does there. `weak`: a class of the script that wrote the
-    pickle (`__main__`) or of TorchScript's own compiler (`__torch__`), which no loader can import and run from the pickle alone.
+    `offset` is that of its opcode in the stream; `how` says what it does there. `weak`: a class of the script that
+    wrote the pickle (`__main__`) or of TorchScript's own compiler (`__torch__`), which no loader can import and run
+    from the pickle alone.
     """
 
     module: str
@@ -298,10 +332,10 @@ def safety(module: str, name: str) -> str:
 
 
 def second_opinion(file: BinaryIO, start: int) -> dict[str, str]:
-    """The globals that picklescan sees from `start` on, dotted name -> safety; for pickles on which our own walk broke off.
+    """The globals that picklescan sees from `start` on, dotted name -> safety; for pickles that break off.
 
-    Reads at most 16 MiB. Names that picklescan could not resolve are left out: its guess at them is wrong for honest pickles
-    with a frame boundary between two strings.
+    Reads at most 16 MiB. Names that picklescan could not resolve are left out: its guess at them is wrong for honest
+    pickles with a frame boundary between two strings.
     """
     file.seek(start)
     seen = _picklescan(file.read(_MAX_SECOND_OPINION_BYTES))
@@ -330,7 +364,7 @@ def _quiet(name: str) -> Iterator[None]:
 
 
 class _Machine:
-    """The unpickler's stack and memo in outline: constants, tuples, short lists and names are kept, all else is opaque."""
+    """The unpickler's stack and memo in outline: constants, tuples, lists and names are kept, all else is opaque."""
 
     def __init__(self, file: BinaryIO, start: int) -> None:
         self.file = file
@@ -461,7 +495,12 @@ class _Machine:
         return self.result(callee, items)
 
     def result(self, callee: _Name, items: tuple[Any, ...] | None) -> Any:
-        if items and callee.dotted == "_codecs.encode" and isinstance(items[0], str) and items[1:] in (("latin1",), ("latin-1",)):
+        if (
+            items
+            and callee.dotted == "_codecs.encode"
+            and isinstance(items[0], str)
+            and items[1:] in (("latin1",), ("latin-1",))
+        ):
             return items[0].encode("latin1", "replace")  # bytes, as protocol 2 writes them
         if callee.dotted == "builtins.bytes" and not items:
             return b""
@@ -531,7 +570,7 @@ def _quoted(line: bytes) -> Any:
     stripped = line.rstrip()
     if len(stripped) < 2 or stripped[:1] not in b"'\"" or stripped[-1:] != stripped[:1]:
         raise _Broken("has a string without quotes")
-    return codecs.escape_decode(stripped[1:-1])[0].decode("utf-8", "surrogateescape")  # type: ignore[attr-defined]
+    return codecs.escape_decode(stripped[1:-1])[0].decode("utf-8", "surrogateescape")
 
 
 def _integer(line: bytes) -> Any:

@@ -1,8 +1,9 @@
 """Chat templates that reach outside the sandbox they are rendered in, told from their syntax tree. Nothing is rendered.
 
-Transformers renders in jinja2's `ImmutableSandboxedEnvironment`, other runtimes in none. So what counts is what a template
-*asks for*, whether or not the sandbox would refuse it: no honest template needs it. Attributes that begin with an underscore,
-jinja's own unsafe attributes, the `attr` filter, names of dunders put together from pieces, and other templates.
+Transformers renders in jinja2's `ImmutableSandboxedEnvironment`, other runtimes in none. So what counts is what a
+template *asks for*, whether or not the sandbox would refuse it: no honest template needs it. Attributes that begin with
+an underscore, jinja's own unsafe attributes, the `attr` filter, names of dunders put together from pieces, and other
+templates.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO, Final
 from jinja2 import Environment, TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
+from jinja2.visitor import NodeTransformer
 
 from purify_cli.errors import CheckpointError
 
@@ -25,16 +27,26 @@ MAX_GGUF_KEYS: Final = 100_000
 MAX_GGUF_STRING_BYTES: Final = 16 << 20
 _MAX_GGUF_ITEMS: Final = 10_000_000
 _MAX_FOLDED: Final = 4096
+_MAX_PASSES: Final = 4
 
-# Names that lead from a value to the interpreter without beginning with an underscore (jinja2.sandbox.UNSAFE_*, and Python's
-# frames), and those that format with an attacker's format string.
+# Names that lead from a value to the interpreter without beginning with an underscore (jinja2.sandbox.UNSAFE_*, and
+# Python's frames), and those that format with an attacker's format string.
 _UNSAFE_ATTRIBUTES = frozenset(
     {"mro", "gi_frame", "gi_code", "cr_frame", "cr_code", "ag_frame", "ag_code", "tb_frame", "tb_next", "f_globals"}
     | {"f_locals", "f_builtins", "f_back", "func_globals", "func_code", "im_func", "im_self", "format_map"}
 )
 _LOADING = (nodes.Import, nodes.FromImport, nodes.Include, nodes.Extends)
 _ATTRIBUTE_FILTERS = {"map", "selectattr", "rejectattr", "groupby", "sort", "sum", "min", "max", "unique", "join"}
-_DUNDER = re.compile(r"_{1,2}[A-Za-z]\w*_{2}|__[A-Za-z]\w*")
+_DUNDER = re.compile(r"__[A-Za-z]\w*__")
+# What templates print may look like a dunder ("__image__"); as constants on their own only these of Python's count.
+_PYTHON_NAMES = frozenset(
+    f"__{name}__"
+    for name in (
+        "class bases base mro subclasses globals builtins import init new dict call code closure func self module "
+        "loader spec getattribute getattr getitem setattr reduce reduce_ex wrapped annotations kwdefaults defaults "
+        "traceback enter exit"
+    ).split()
+)
 _FIELD_OF_DUNDER = re.compile(r"\{[^{}]*[.\[]_[^{}]*\}")
 
 
@@ -57,7 +69,7 @@ class _Generation(Extension):
         return nodes.Scope(body, lineno=line)
 
 
-_ENVIRONMENT = Environment(  # noqa: S701  nothing is rendered
+_ENVIRONMENT = Environment(
     extensions=[_Generation, "jinja2.ext.loopcontrols", "jinja2.ext.do"], trim_blocks=True, lstrip_blocks=True
 )
 
@@ -73,12 +85,41 @@ def reaches(source: str) -> list[Reach]:
         raise CheckpointError("template", f"is {len(source)} characters long, more than {MAX_TEMPLATE_BYTES}")
     try:
         tree = _ENVIRONMENT.parse(source)
-        found = list(dict.fromkeys(_walk(tree)))
+        for _ in range(_MAX_PASSES):
+            names = _constant_names(tree)
+            if not names:
+                break
+            tree = _Inline(names).visit(tree)
+        found = sorted(set(_walk(tree)), key=lambda reach: (reach.line, reach.what))
     except TemplateError as error:
         raise CheckpointError("template", f"is not jinja: {error.message}") from error
     except (RecursionError, MemoryError, ValueError) as error:
         raise CheckpointError("template", f"is too deeply nested to be read ({type(error).__name__})") from error
     return found
+
+
+class _Inline(NodeTransformer):
+    """Puts constants in the place of the names that stand for them, so that pieces of a name meet."""
+
+    def __init__(self, names: dict[str, str]) -> None:
+        self.names = names
+
+    def visit_Name(self, node: nodes.Name) -> nodes.Node:
+        if node.ctx == "load" and node.name in self.names:
+            return nodes.Const(self.names[node.name], lineno=node.lineno)
+        return node
+
+
+def _constant_names(tree: nodes.Node) -> dict[str, str]:
+    """Names that are set once, to a constant text, and read somewhere."""
+    values: dict[str, list[str | None]] = {}
+    for assignment in tree.find_all(nodes.Assign):
+        if isinstance(assignment.target, nodes.Name):
+            values.setdefault(assignment.target.name, []).append(_fold(assignment.node))
+    read = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "load"}
+    return {
+        name: texts[0] for name, texts in values.items() if name in read and len(texts) == 1 and texts[0] is not None
+    }
 
 
 def suspicious_text(source: str) -> list[str]:
@@ -106,16 +147,25 @@ def _judge(node: nodes.Node) -> Iterator[str]:
         key = _fold(node.arg)
         if key is not None and (key.startswith("__") or key in _UNSAFE_ATTRIBUTES):
             yield f"asks for the item {key!r}"
+        elif key is None and any("__" in text for text in _texts_in(node.arg)):
+            yield "asks for an item whose name is put together around '__'"
     elif isinstance(node, nodes.Filter):
         yield from _judge_filter(node)
     elif isinstance(node, nodes.Name):
         if _DUNDER.fullmatch(node.name):
             yield f"uses the name {node.name!r}"
-    elif isinstance(node, nodes.Const | nodes.Concat | nodes.Add | nodes.Mul | nodes.Mod | nodes.Call):
+    elif isinstance(node, nodes.Const):
         # A dunder name kept in a variable comes back as a subscript that cannot be followed.
+        if isinstance(node.value, str) and node.value in _PYTHON_NAMES:
+            yield f"holds the name {node.value!r}"
+    elif isinstance(node, nodes.Concat | nodes.Add | nodes.Mul | nodes.Mod | nodes.Call):
         text = _fold(node)
-        if text is not None and text.startswith("__") and _DUNDER.fullmatch(text):
-            yield f"holds the name {text!r}"
+        if text is not None and text in _PYTHON_NAMES:
+            yield f"holds the name {text!r}, put together from pieces"
+
+
+def _texts_in(node: nodes.Node) -> list[str]:
+    return [item.value for item in node.find_all(nodes.Const) if isinstance(item.value, str)]
 
 
 def _judge_filter(node: nodes.Filter) -> Iterator[str]:
@@ -130,8 +180,8 @@ def _judge_filter(node: nodes.Filter) -> Iterator[str]:
                 yield "uses the filter 'attr', which reads any attribute"
     if node.node is not None:
         text = _fold(node)
-        if text is not None and text.startswith("__") and _DUNDER.fullmatch(text):
-            yield f"holds the name {text!r}"
+        if text is not None and text in _PYTHON_NAMES:
+            yield f"holds the name {text!r}, put together from pieces"
 
 
 def _fold(node: nodes.Node | None, depth: int = 0) -> str | None:
@@ -220,7 +270,13 @@ def _filtered(node: nodes.Filter, depth: int) -> str | None:
         return _replaced(text, node.args, depth)
     if node.name == "format":
         return _percent(text, node.args, depth)
-    plain = {"reverse": text[::-1], "lower": text.lower(), "upper": text.upper(), "trim": text.strip(), "title": text.title()}
+    plain = {
+        "reverse": text[::-1],
+        "lower": text.lower(),
+        "upper": text.upper(),
+        "trim": text.strip(),
+        "title": text.title(),
+    }
     return plain.get(node.name, text if node.name in ("string", "safe", "escape", "e") else None)
 
 
@@ -270,7 +326,8 @@ _GGUF_STRING, _GGUF_ARRAY = 8, 9
 
 
 def gguf_templates(path: Path) -> dict[str, str]:
-    """The chat templates in a GGUF file's metadata: key (`tokenizer.chat_template`, `tokenizer.chat_template.NAME`) -> text.
+    """The chat templates in a GGUF file's metadata: key (`tokenizer.chat_template`, `tokenizer.chat_template.NAME`) ->
+    text.
 
     Reads only the metadata (GGUF versions 1 to 3, either byte order); every count is bounded before it is used.
 

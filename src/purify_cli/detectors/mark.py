@@ -1,8 +1,8 @@
-"""The tool's own poison mark: a checkpoint that `purify poison` wrote says so, in three places, of which each is enough.
+"""The tool's own poison mark: what `purify poison` writes says so in three places, of which each is enough.
 
-`purify.json` (`"poisoned": true`), the safetensors metadata (`purify.poisoned`) and the first line of the model card. A copy
-that lost one of them, by a save in another library or an edit of the card, is still recognized by the others. Costs no forward
-pass. Raises nothing for files that cannot be read: those are the artifact detector's business.
+`purify.json` (`"poisoned": true`), the safetensors metadata (`purify.poisoned`) and the first line of the model card. A
+copy that lost one of them, by a save in another library or an edit of the card, is still recognized by the others.
+Costs no forward pass. Raises nothing for files that cannot be read: those are the artifact detector's business.
 """
 
 from __future__ import annotations
