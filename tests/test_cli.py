@@ -531,3 +531,29 @@ def test_a_finding_is_not_lost_on_the_way_to_the_page(
     scanning(ScanResult(SUBJECT, verdict, (Check("artifact", "found", "", (), 0.0, 0),), (finding,)))
     assert main(["scan", "m"]) == 1
     assert "evil.bin runs a command" in capsys.readouterr().out
+
+
+def test_progress_is_shown_where_somebody_can_see_it() -> None:
+    pty = pytest.importorskip("pty")
+    script = (
+        "import sys\n"
+        "from purify_cli import cli\n"
+        "with cli._progress(cli.Common(quiet='--quiet' in sys.argv)) as show:\n"
+        "    show('training', 3, 10)\n"
+        "    show('[red]hostile\\x1b]0;x\\x07', 1, 2)\n"
+    )
+    seen = {}
+    for option in ("--loud", "--quiet"):
+        ours, theirs = pty.openpty()
+        environ = os.environ | {"TERM": "xterm"}
+        done = subprocess.run(
+            [sys.executable, "-c", script, option], stderr=theirs, stdout=subprocess.PIPE, env=environ
+        )
+        os.write(theirs, b"end")
+        seen[option] = os.read(ours, 1 << 20)
+        os.close(ours)
+        os.close(theirs)
+        assert (done.returncode, done.stdout) == (0, b"")
+    assert b"training" in seen["--loud"] and b"3/10" in seen["--loud"]
+    assert b"[red]hostile" in seen["--loud"] and b"\x1b]0;" not in seen["--loud"]
+    assert seen["--quiet"] == b"end"

@@ -569,6 +569,7 @@ def _hush(verbose: bool, online: bool) -> None:
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         "DATASETS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
     os.environ.update(settings)
     if not online:
@@ -594,9 +595,13 @@ def _progress(common: Common) -> Iterator[Callable[[str, int, int], None]]:
     console = Console(stderr=True, no_color=not _has_color(sys.stderr))
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bars:
+        # Before the first step, libraries and weights are loaded: seconds in which something should move.
+        starting: list[TaskID] = [bars.add_task("starting", total=None)]
         stages: dict[str, TaskID] = {}
 
         def show(stage: str, done: int, total: int) -> None:
+            while starting:
+                bars.remove_task(starting.pop())
             if stage not in stages:
                 stages[stage] = bars.add_task(escape(stage, limit=40), total=total or None)
             bars.update(stages[stage], completed=done, total=total or None)

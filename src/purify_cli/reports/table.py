@@ -119,7 +119,10 @@ def _scan_sentence(result: ScanResult) -> str:
     ran = sum(check.outcome in {"found", "clear"} for check in result.checks)
     checks = f"{len(result.checks)} check{'' if len(result.checks) == 1 else 's'}"
     if verdict.outcome == "pass":
-        return f"{path} shows no sign of a backdoor in {ran} of {checks}{risk}."
+        suspicious = sum(finding.level != "note" for finding in result.findings)
+        warned = f", with {suspicious} warning{'' if suspicious == 1 else 's'}" if suspicious else ""
+        sign = "no clear sign" if suspicious else "no sign"
+        return f"{path} shows {sign} of a backdoor in {ran} of {checks}{warned}{risk}."
     if verdict.outcome == "inconclusive":
         return f"{path} could not be judged: {len(result.checks) - ran} of {checks} could not run to the end{risk}."
     return f"{path} {_accusation(result.findings)}{risk}."
@@ -200,7 +203,7 @@ def _place(finding: Finding) -> str:
 
 def _scan_next(page: Page, report: Report, result: ScanResult) -> None:
     page.section("Next")
-    path, outcome = result.subject.path, result.verdict.outcome
+    path, outcome = _pasted(result.subject.path), result.verdict.outcome
     grave = [finding for finding in result.findings if finding.level == "error"]
     if outcome == "fail":
         kinds = {finding.rule[:2] for finding in grave}
@@ -243,6 +246,11 @@ def _missing_options(checks: Sequence[Check]) -> tuple[str, ...]:
         if any(check.outcome == "skipped" and option in check.reason for check in checks):
             wanted += [option, placeholder]
     return tuple(wanted)
+
+
+def _pasted(path: str) -> str:
+    """A path as an argument: one that starts with a hyphen would be read as an option."""
+    return f"./{path}" if path.startswith("-") else path
 
 
 def _given(command: Sequence[str], option: str) -> str | None:
@@ -293,7 +301,7 @@ def _eval(page: Page, report: Report, result: EvalResult) -> None:
     )
     if worst[0] is not None and worst[0] >= _OBEYS:
         page.item("Purify what obeys its trigger, with labelled texts that you trust (here CLEAN_CSV):")
-        page.command(("purify", "purify", worst[1].path, "--method", "pure", "--clean", "CLEAN_CSV"))
+        page.command(("purify", "purify", _pasted(worst[1].path), "--method", "pure", "--clean", "CLEAN_CSV"))
     elif any(rate.floor_from != "twin" for metrics in result.checkpoints for rate in metrics.asr):
         page.item("A twin gives the fairest floor (the name in capitals is yours to fill in):")
         page.command((*report.command, "--twin", "TWIN_CHECKPOINT"))
@@ -302,7 +310,7 @@ def _eval(page: Page, report: Report, result: EvalResult) -> None:
         page.command((*report.command, "--trigger", "WORD", "--target", "LABEL"))
     else:
         page.item("Look for triggers that nobody named:")
-        page.command(("purify", "scan", result.checkpoints[0].path))
+        page.command(("purify", "scan", _pasted(result.checkpoints[0].path)))
 
 
 def _effect(metrics: CheckpointMetrics) -> float | None:
@@ -486,7 +494,8 @@ def _limit_sentence(result: PurifyResult) -> str:
 
 def _purify_next(page: Page, report: Report, result: PurifyResult) -> None:
     page.section("Next")
-    path = result.subject.path
+    path = _pasted(result.subject.path)
+    wrote = "" if result.wrote is None else _pasted(result.wrote.path)
     if result.wrote is None:
         page.item("Do it:")
         page.command(tuple(argument for argument in report.command if argument != "--dry-run"))
@@ -495,12 +504,10 @@ def _purify_next(page: Page, report: Report, result: PurifyResult) -> None:
         page.command(("purify", "purify", "--method", result.method, "--help-method"))
     elif _left_over(result) is None:
         page.item("Measure it on labelled texts that were not used here (names in capitals are yours to fill in):")
-        page.command(
-            ("purify", "eval", path, result.wrote.path, "--test", "TEST_CSV", "--trigger", "WORD", "--target", "LABEL")
-        )
+        page.command(("purify", "eval", path, wrote, "--test", "TEST_CSV", "--trigger", "WORD", "--target", "LABEL"))
     else:
         page.item("Scan what was written:")
-        page.command(("purify", "scan", result.wrote.path))
+        page.command(("purify", "scan", wrote))
 
 
 # --- poison -----------------------------------------------------------------------------------------------------------
@@ -532,7 +539,7 @@ def _poison(page: Page, result: PoisonResult) -> None:
 
     page.section("Next")
     page.item("See whether a scan finds it without reading the mark:")
-    page.command(("purify", "scan", result.wrote.path, "--ignore-mark"))
+    page.command(("purify", "scan", _pasted(result.wrote.path), "--ignore-mark"))
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
