@@ -30,7 +30,7 @@ class Sample:
     big: float = field(default=1.0, metadata={"range": "1.."})
     mode: str = field(default="dirty", metadata={"range": "dirty|clean|mix"})
     form: Literal["sgd", "adamw"] = "sgd"
-    keep: bool = False
+    keep: bool = field(default=False, metadata={"range": "true or false"})
     heads: int | None = field(default=None, metadata={"range": ">= 1"})
     layers: tuple[int, ...] = field(default=(1, 2), metadata={"range": "0..11"})
     betas: tuple[float, float] = (0.9, 0.999)

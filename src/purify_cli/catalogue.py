@@ -312,11 +312,12 @@ def _as_text(value: Any) -> str:
 _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 _INTERVAL = re.compile(rf"({_NUMBER})\s*\.\.\s*({_NUMBER})?")
 _COMPARISON = re.compile(rf"(>=|<=|>|<)\s*({_NUMBER})")
-_CHOICES = re.compile(r"[\w.+-]+(?:\s*\|\s*[\w.+-]+)+")
+_OR = r"(?:\s*\|\s*|\s+or\s+)"
+_CHOICES = re.compile(rf"[\w.+-]+(?:{_OR}[\w.+-]+)+")
 
 
 def range_is_enforced(bounds: str) -> bool:
-    """Whether `fill` understands a range: "0..1", ">= 1", "> 0, < 1", "1..", "a|b", or nothing at all."""
+    """Whether `fill` understands a range: "0..1", ">= 1", "> 0, < 1", "1..", "a|b", "a or b", or nothing."""
     return not bounds.strip() or _read_range(bounds) is not None
 
 
@@ -324,7 +325,7 @@ def _read_range(bounds: str) -> tuple[Any, ...] | None:
     """The range as tests of a value, or None where it is prose."""
     bounds = bounds.strip()
     if _CHOICES.fullmatch(bounds):
-        choices = {choice.strip() for choice in bounds.split("|")}
+        choices = set(re.split(_OR, bounds))
         return (lambda value: _as_text(value) in choices or str(value) in choices,)
     tests: list[Any] = []
     for part in re.split(r"\s*(?:,|\band\b)\s*", bounds):
