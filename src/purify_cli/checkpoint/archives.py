@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import BinaryIO, Final, Literal
+from typing import BinaryIO, Final, Literal, Protocol
 
 from purify_cli.checkpoint import pickles
 
@@ -35,6 +35,7 @@ MAX_TOTAL_UNPACKED_BYTES: Final = 512 << 20
 _MAX_CHECKED_BYTES: Final = 512 << 20
 _MAX_CANDIDATES: Final = 100_000
 _CHUNK_BYTES: Final = 1 << 20
+_INPUT_BYTES: Final = 4096  # a piece that breaks is lost whole, so pieces are no longer than those of zipfile
 _END_SEARCH_BYTES: Final = (1 << 16) + 22
 
 _LOCAL, _END = b"PK\x03\x04", b"PK\x05\x06"
@@ -113,7 +114,7 @@ def examine(
 def _pickles(
     file: BinaryIO, start: int, budget: Budget, member: str, depth: int, *, cut: bool = False
 ) -> Iterator[Observation]:
-    """The pickles that stand in a row from `start` on, torch's legacy format to the last of its five, and what follows."""
+    """The pickles in a row from `start` on, torch's legacy format to the last of its five, and what follows."""
     first = pickles.walk(file, start)
     if not first.plausible:
         return
@@ -190,7 +191,7 @@ def _trailing(file: BinaryIO, at: int, budget: Budget, member: str, depth: int) 
     tried = 0
     while at < size:
         walk = pickles.walk(file, at)
-        if walk.stopped and walk.end > at + 1 and (walk.protocol_first or walk.sane):
+        if walk.stopped and walk.end > at + 1 and (walk.plausible or not walk.names):
             yield from _judge(walk, file, budget, member, depth)
             at = walk.end
             continue
@@ -229,19 +230,19 @@ def _search(file: BinaryIO, start: int, end: int, pattern: re.Pattern[bytes]) ->
 
 
 def _compressed(file: BinaryIO, head: bytes, budget: Budget, member: str, depth: int) -> Iterator[Observation]:
-    reader: Callable[[], tuple[bytes, bool, str | None]]
+    file.seek(0)
+    stream: _Stream
     if head.startswith(b"\x1f\x8b"):
-        reader, name = lambda: _unpack(gzip.GzipFile(fileobj=file, mode="rb"), budget), "gzip"
+        stream, name = gzip.GzipFile(fileobj=file, mode="rb"), "gzip"
     elif head.startswith(b"BZh"):
-        reader, name = lambda: _unpack(bz2.BZ2File(file, "rb"), budget), "bz2"  # noqa: SIM115  the file is not ours
+        stream, name = bz2.BZ2File(file, "rb"), "bz2"
     elif head.startswith((b"\xfd7zXZ\x00", b"\x5d\x00\x00")):
-        reader, name = lambda: _unpack(lzma.LZMAFile(file, "rb"), budget), "xz"
+        stream, name = lzma.LZMAFile(file, "rb"), "xz"  # noqa: SIM115  closing it would close the file
     elif head[:2] in (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"):
-        reader, name = lambda: _inflate(file, budget, zlib.MAX_WBITS), "zlib"
+        stream, name = _Inflating(file, zlib.MAX_WBITS), "zlib"
     else:
         return
-    file.seek(0)
-    data, cut, problem = reader()
+    data, cut, problem = _unpack(stream, budget)
     if not data and problem and name == "zlib":
         return  # two bytes make no zlib file
     budget.formats.add(name)
@@ -260,16 +261,20 @@ def _needs_all(data: bytes) -> bool:
     return not data.startswith(_NUMPY)
 
 
-def _unpack(
-    stream: BinaryIO | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile, budget: Budget
-) -> tuple[bytes, bool, str | None]:
+class _Stream(Protocol):
+    """What decompresses. `read1` hands over what it has before it meets a break; `read` would lose it."""
+
+    def read1(self, count: int, /) -> bytes: ...
+
+
+def _unpack(stream: _Stream, budget: Budget) -> tuple[bytes, bool, str | None]:
     """Up to the bound of a decompressing stream: bytes, whether there are more, and what broke."""
     limit = min(MAX_UNPACKED_BYTES, budget.unpacked)
     pieces: list[bytes] = []
     size = 0
     problem = None
     try:
-        while size <= limit and (piece := stream.read(min(_CHUNK_BYTES, limit + 1 - size))):
+        while size <= limit and (piece := stream.read1(min(_CHUNK_BYTES, limit + 1 - size))):
             pieces.append(piece)
             size += len(piece)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
@@ -280,7 +285,7 @@ def _unpack(
 
 
 def _inflate(file: BinaryIO, budget: Budget, window_bits: int) -> tuple[bytes, bool, str | None]:
-    return _unpack(_Inflating(file, window_bits), budget)  # type: ignore[arg-type]
+    return _unpack(_Inflating(file, window_bits), budget)
 
 
 class _Inflating:
@@ -291,9 +296,9 @@ class _Inflating:
         self.machine = zlib.decompressobj(window_bits)
         self.waiting = b""
 
-    def read(self, count: int) -> bytes:
+    def read1(self, count: int) -> bytes:
         while not self.machine.eof:
-            data = self.waiting or self.file.read(_CHUNK_BYTES)
+            data = self.waiting or self.file.read(_INPUT_BYTES)
             if not data:
                 raise EOFError("the stream ends too early")
             piece = self.machine.decompress(data, count)

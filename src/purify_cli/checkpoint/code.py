@@ -90,7 +90,9 @@ _MODULES: Final[dict[str, Purpose]] = {
         ),
         "network",
     ),
-    **dict.fromkeys(("webbrowser", "boto3", "asyncio", "pycurl", "wget", "nntplib", "dns"), "network"),
+    **dict.fromkeys(
+        ("huggingface_hub", "webbrowser", "boto3", "asyncio", "pycurl", "wget", "nntplib", "dns"), "network"
+    ),
     **dict.fromkeys(("shutil", "tempfile", "fileinput", "glob", "mmap", "zipfile", "tarfile", "sqlite3"), "file"),
     **dict.fromkeys(
         (
@@ -118,6 +120,8 @@ _HARMLESS: Final = frozenset(
     {"urllib.parse", "http.HTTPStatus", "signal.Signals", "glob.escape", "timeit.default_timer", "zipfile.BadZipFile"}
     | {"pickle.PickleError", "pickle.HIGHEST_PROTOCOL", "shutil.get_terminal_size", "gc.collect"}
     | {"multiprocessing.cpu_count", "asyncio.Lock", "pickle.UnpicklingError", "requests.exceptions"}
+    | {"huggingface_hub.PyTorchModelHubMixin", "huggingface_hub.ModelHubMixin", "huggingface_hub.utils"}
+    | {"huggingface_hub.dataclasses", "huggingface_hub.constants", "huggingface_hub.errors"}
 )
 _NAMES: Final[dict[str, Purpose]] = {
     **dict.fromkeys(("eval", "exec", "compile", "__import__", "execfile", "breakpoint"), "eval"),
@@ -139,9 +143,7 @@ _DOTTED: Final[dict[str, Purpose]] = {
     **dict.fromkeys(("types.CodeType", "types.FunctionType", "inspect.currentframe", "inspect.stack"), "eval"),
     **dict.fromkeys(("operator.attrgetter", "operator.methodcaller"), "eval"),
     **dict.fromkeys(("transformers.dynamic_module_utils",), "eval"),
-    **dict.fromkeys(
-        ("huggingface_hub", "torch.hub.download_url_to_file", "transformers.utils.hub.cached_file"), "network"
-    ),
+    **dict.fromkeys(("torch.hub.download_url_to_file", "transformers.utils.hub.cached_file"), "network"),
     **dict.fromkeys(
         ("transformers.utils.cached_file", "transformers.pipelines.pipeline", "datasets.load_dataset"), "network"
     ),
@@ -153,12 +155,8 @@ _DOTTED: Final[dict[str, Purpose]] = {
 # Submodules and names of those above that loaders' own code uses and that fetch nothing.
 _DOTTED_HARMLESS: Final = frozenset(
     {
-        "huggingface_hub.PyTorchModelHubMixin",
-        "huggingface_hub.utils",
-        "huggingface_hub.dataclasses",
         "importlib.util.find_spec",
     }
-    | {"huggingface_hub.ModelHubMixin", "huggingface_hub.constants"}
 )
 # Of `os`, all but these counts.
 _OS_HARMLESS: Final = frozenset(
@@ -231,6 +229,7 @@ class _Reader:
         self.tree = tree
         self.names: dict[str, str] = {}
         self.siblings: set[str] = set()
+        self.roots: set[str] = set()
         self.imports: list[tuple[int, str]] = []
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
@@ -241,6 +240,7 @@ class _Reader:
                     )
             elif isinstance(node, ast.ImportFrom):
                 self._from(node)
+        self.roots = {name.split(".")[0] for name in self.names.values()}
 
     def _from(self, node: ast.ImportFrom) -> None:
         if node.level:
@@ -321,10 +321,12 @@ class _Reader:
             yield Reach(node.lineno, dotted, "file" if parts[1] in _OS_FILES else "process")
         elif root in _MODULES and len(parts) >= 2 and not _described(parts) and dotted not in _JUDGED_BY_CALL:
             yield Reach(node.lineno, dotted, _MODULES[root])
-        elif parts[-1] not in _OS_HARMLESS and any(part in _HIDDEN_MODULES for part in parts[1:]):
-            # torch.os.system: a module that another module happens to hold
-            if root in {name.split(".")[0] for name in self.names.values()}:
-                yield Reach(node.lineno, dotted, "process")
+        elif (
+            parts[-1] not in _OS_HARMLESS
+            and any(part in _HIDDEN_MODULES for part in parts[1:])
+            and root in self.roots  # torch.os.system: a module that another module happens to hold
+        ):
+            yield Reach(node.lineno, dotted, "process")
         purpose = _DOTTED.get(dotted)
         if purpose and dotted not in _JUDGED_BY_CALL and dotted not in _DOTTED_HARMLESS:
             yield Reach(node.lineno, dotted, purpose)

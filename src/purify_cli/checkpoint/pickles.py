@@ -251,6 +251,7 @@ class Walk:
 
     Attributes:
         start, end: offsets in the stream; `end` is that behind the last opcode that could be read.
+        rest: how many bytes follow.
         stopped: the walk reached STOP. Otherwise `problem` says where the pickle breaks off.
         names: every global by its dotted name, harmless ones too.
         calls: how many times something is called or created.
@@ -266,6 +267,7 @@ class Walk:
     protocol_first: bool = False
     stopped: bool = False
     problem: str | None = None
+    rest: int = 0
     names: set[str] = field(default_factory=set)
     offences: list[Offence] = field(default_factory=list)
     nested: list[bytes] = field(default_factory=list)
@@ -282,7 +284,8 @@ class Walk:
         """Whether the bytes are a pickle, or enough of one that a loader would do something before it gives up."""
         if self.protocol_first:
             return self.stopped or bool(self.names) or self.opcodes >= 4
-        return self.sane and (self.calls > 0 or (self.stopped and bool(self.names)))
+        # A word list that begins "cat", "dog", "." reads as the import of at.dog, but it does not end there.
+        return self.sane and (self.calls > 0 or (self.stopped and bool(self.names) and self.rest <= 2))
 
 
 @dataclass(frozen=True)
@@ -322,6 +325,8 @@ def walk(file: BinaryIO, start: int = 0) -> Walk:
     except RecursionError:
         machine.walk.problem = "is nested too deeply"
     machine.walk.end = file.tell()
+    machine.walk.rest = file.seek(0, io.SEEK_END) - machine.walk.end
+    file.seek(machine.walk.end)
     return machine.walk
 
 

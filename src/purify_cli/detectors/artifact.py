@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 import shlex
 import struct
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -259,7 +260,9 @@ def _contents(entry: FileEntry, budget: archives.Budget, scan: _Scan) -> Iterato
                 key = (item.member, item.offence.dotted, item.problem)
                 if key not in seen:
                     seen.add(key)
-                    yield _import_finding(item, item.offence, relative, place, inside, "torchscript" in budget.formats)
+                    yield _import_finding(
+                        item, item.offence, relative, place, inside, scan.root, "torchscript" in budget.formats
+                    )
             elif item.kind == "disagree":
                 level: Level = "error" if item.strict else "warning"
                 yield _finding("PA103", level, f"{place}{item.problem}", relative, **inside)
@@ -279,6 +282,7 @@ def _import_finding(
     relative: str,
     place: str,
     inside: Mapping[str, str],
+    root: Path,
     torchscript: bool,
 ) -> Finding:
     opinion = pickles.safety(offence.module, offence.name)
@@ -287,13 +291,12 @@ def _import_finding(
     message = f"{place}a pickle uses {offence.dotted}, which {item.problem}"
     if not dangerous and not weak:
         message += "; it is in none of the lists of harmless globals"
-    where = f"purify scan {shlex.quote(relative)} --only artifact"
     return _finding(
         "PA101" if dangerous else "PA102",
         "warning" if weak else "error",
         message,
         relative,
-        where,
+        f"purify scan {shlex.quote(str(root))} --only artifact",
         **{"global": offence.dotted, "offset": offence.offset, "use": item.problem, "picklescan": opinion, **inside},
     )
 
@@ -420,7 +423,9 @@ def _torch_numbers(entry: FileEntry, budget: archives.Budget) -> Iterator[Findin
     import torch
 
     try:
-        loaded = torch.load(entry.path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on protocols; the walk has read them already
+            loaded = torch.load(entry.path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception:  # settings, metrics, arrays: harmless by our lists, but not for torch's
         return
     for name, tensor in _tensors(loaded):

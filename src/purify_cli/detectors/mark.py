@@ -42,9 +42,9 @@ def detect(subject: Subject, evidence: Evidence, settings: Settings, run: Run) -
     places: list[dict[str, str]] = []
     said: dict[str, Any] = {}
     for file in list_folder(subject.path).files:
-        if subject.weights_file is not None and file.path.resolve() != Path(subject.weights_file).resolve():
-            if file.relative not in ("purify.json", "README.md"):
-                continue
+        named = subject.weights_file is None or file.path.resolve() == Path(subject.weights_file).resolve()
+        if not named and file.relative not in ("purify.json", "README.md"):
+            continue
         name = file.relative.rpartition("/")[2]
         if name == "purify.json" and (provenance := _provenance(file.path)):
             places.append({"file": file.relative, "place": "provenance"})
