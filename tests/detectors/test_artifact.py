@@ -290,11 +290,18 @@ def test_enum_by_getattr_as_python_3_11_wrote_it(folder: Path) -> None:
         "training_args.bin",
         hostile.zipped(
             {
-                "t/data.pkl": b"\x80\x02c__builtin__\ngetattr\nq\x00ctransformers.trainer_utils\nIntervalStrategy\nq\x01"
+                "t/data.pkl": b"\x80\x02c__builtin__\ngetattr\nq\x00"
+                b"ctransformers.trainer_utils\nIntervalStrategy\nq\x01"
                 b"X\x05\x00\x00\x00STEPSq\x02\x86q\x03Rq\x04."
             }
         ),
     )
+    assert scan(folder) == ([], None)
+
+
+def test_raw_numbers_behind_a_pickle_raise_nothing(folder: Path) -> None:
+    numbers = numpy.random.default_rng(0).standard_normal(2_000_000, dtype=numpy.float32)
+    put(folder, "numbers.dat", pickle.dumps(1) + numbers.tobytes())
     assert scan(folder) == ([], None)
 
 

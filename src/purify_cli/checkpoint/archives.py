@@ -191,11 +191,11 @@ def _trailing(file: BinaryIO, at: int, budget: Budget, member: str, depth: int) 
     tried = 0
     while at < size:
         walk = pickles.walk(file, at)
-        if walk.stopped and walk.end > at + 1 and (walk.plausible or not walk.names):
+        if walk.stopped and walk.end > at + 1 and (not walk.names or (walk.plausible and walk.by_name)):
             yield from _judge(walk, file, budget, member, depth)
             at = walk.end
             continue
-        if walk.plausible and walk.sane and (walk.offences or walk.calls):
+        if walk.plausible and walk.sane and walk.by_name and walk.calls:
             yield from _judge(walk, file, budget, member, depth)
         found = _search(file, at + 1, size, _PICKLE_START)
         tried += 1
@@ -235,9 +235,9 @@ def _compressed(file: BinaryIO, head: bytes, budget: Budget, member: str, depth:
     if head.startswith(b"\x1f\x8b"):
         stream, name = gzip.GzipFile(fileobj=file, mode="rb"), "gzip"
     elif head.startswith(b"BZh"):
-        stream, name = bz2.BZ2File(file, "rb"), "bz2"
+        stream, name = bz2.BZ2File(file, "rb"), "bz2"  # noqa: SIM115  closing it would close the file
     elif head.startswith((b"\xfd7zXZ\x00", b"\x5d\x00\x00")):
-        stream, name = lzma.LZMAFile(file, "rb"), "xz"  # noqa: SIM115  closing it would close the file
+        stream, name = lzma.LZMAFile(file, "rb"), "xz"
     elif head[:2] in (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"):
         stream, name = _Inflating(file, zlib.MAX_WBITS), "zlib"
     else:

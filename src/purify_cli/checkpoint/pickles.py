@@ -280,6 +280,11 @@ class Walk:
         return all(_SANE_NAME.fullmatch(name) for name in self.names)
 
     @property
+    def by_name(self) -> bool:
+        """Whether a global is named in letters: three bytes of raw data are enough for one by a number."""
+        return any(not name.startswith(("copyreg.extension_registry_", "computed")) for name in self.names)
+
+    @property
     def plausible(self) -> bool:
         """Whether the bytes are a pickle, or enough of one that a loader would do something before it gives up."""
         if self.protocol_first:
