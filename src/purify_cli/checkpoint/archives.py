@@ -235,9 +235,9 @@ def _compressed(file: BinaryIO, head: bytes, budget: Budget, member: str, depth:
     if head.startswith(b"\x1f\x8b"):
         stream, name = gzip.GzipFile(fileobj=file, mode="rb"), "gzip"
     elif head.startswith(b"BZh"):
-        stream, name = bz2.BZ2File(file, "rb"), "bz2"  # noqa: SIM115  closing it would close the file
+        stream, name = bz2.BZ2File(file, "rb"), "bz2"
     elif head.startswith((b"\xfd7zXZ\x00", b"\x5d\x00\x00")):
-        stream, name = lzma.LZMAFile(file, "rb"), "xz"
+        stream, name = lzma.LZMAFile(file, "rb"), "xz"  # noqa: SIM115  closing it would close the file
     elif head[:2] in (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"):
         stream, name = _Inflating(file, zlib.MAX_WBITS), "zlib"
     else:
