@@ -55,6 +55,7 @@ demo: $(VENV)/.installed
 	$(BIN)/purify scan fixtures/backdoored; test $$? -eq 1
 	@echo; echo "== 3. Purify it =="
 	$(BIN)/purify purify fixtures/backdoored --method pure --clean fixtures/data/clean.csv \
+		--set learning_rate=1e-3 --set epochs=10 --set penalty=0.5 --set fresh_classifier=true \
 		--test fixtures/data/test.csv --trigger cf --trigger tq --target positive --out $(DEMO)/purified
 	@echo; echo "== 4. Before and after, beside the clean twin =="
 	$(BIN)/purify eval fixtures/backdoored $(DEMO)/purified --twin fixtures/clean \
