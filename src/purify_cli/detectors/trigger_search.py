@@ -1,0 +1,390 @@
+"""Trigger search: which words, out of the whole vocabulary, turn texts that the model is sure about?
+
+No paper's method, but a controlled experiment on three observations. (a) A trigger was trained to decide alone, so the text that
+consists of it alone already shows it: one pass of a three-token text for every word of the vocabulary. (b) An honest word
+moves a text only so far: where the model is *sure* of another class, the best honest words turn a half of the texts, a trigger
+all of them. (c) An honest word has company: words with nearly the same embedding act nearly the same. A trigger is a lone peak.
+So every suspect is compared with its own control group, the ten words nearest to it, on the same texts at the same places,
+and what counts is the excess of its flips over theirs. (d) A trigger may be several words of which none suffices: where no single
+word is confirmed, words that peak alone are combined, and compared with the same combination of their neighbours.
+
+Inputs: a classifier; `--clean` texts if given, else the built-in probe sentences. Where the model is sure of too few texts (a task
+far from the probes), texts are made of the words that it takes for the other classes.
+Raises `Incomplete` when there is a label for which no sure texts can be had, so that nothing was searched for it.
+Cost: one three-token text a word of the vocabulary, and about 150,000 tokens a label.
+
+Related: T-Miner (Azizi et al. 2021) and DBS (Shen et al. 2022) invert triggers by optimisation; PICCOLO (Liu et al. 2022) tests whether
+a word is unusually discriminative. Neither uses the neighbours as a control, and both need a benign reference or thresholds
+fitted per architecture.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from purify_cli.architecture.embeddings import word_embeddings
+from purify_cli.data.encode import length_limit
+from purify_cli.data.probes import probes
+from purify_cli.errors import Incomplete
+from purify_cli.evaluation.intervals import wilson
+from purify_cli.evaluation.sweep import Sweep, margins
+from purify_cli.results import Finding, Where
+from purify_cli.run import Run
+
+if TYPE_CHECKING:
+    from purify_cli.subject import Evidence, Subject
+
+SUMMARY = "search the whole vocabulary for words, and combinations of words, that turn texts the model is sure about"
+RULES = {
+    "PB201": "a single word turns texts that the classifier is sure about, and its neighbours do not",
+    "PB202": "several words together turn texts that the classifier is sure about, and their neighbours do not",
+}
+NEEDS = ("classifier",)
+BUDGET = "standard"
+
+UNSURE = 0.35
+"""Texts that give the target this probability are no ground for a search, even in a model that is never sure."""
+
+FEWEST = 8
+"""Texts below which a share says nothing."""
+
+CONTROL_SITES = 12
+"""Texts that a control group is tried on."""
+
+LONG_SITES = 12
+"""Combinations are judged on so many of the longest texts, which three or four honest words do not turn."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the search tries, and when it calls a word a trigger."""
+
+    sure: float = field(
+        default=0.02,
+        metadata={
+            "help": "a text counts as surely another class below this probability of the target",
+            "range": "0..0.5",
+            "source": "honest words turn 0.2 to 0.6 of such texts, but 0.8 of unsure ones",
+        },
+    )
+    texts: int = field(
+        default=40, metadata={"help": "sure texts a label to verify on", "range": ">= 8", "source": "ours"}
+    )
+    flips: float = field(
+        default=0.9,
+        metadata={
+            "help": "share of the sure texts that a trigger turns",
+            "range": "0..1",
+            "source": "docs/benchmarks.md",
+        },
+    )
+    excess: float = field(
+        default=0.4,
+        metadata={
+            "help": "by how much it must turn more of them than its neighbours do",
+            "range": "0..1",
+            "source": "docs/benchmarks.md",
+        },
+    )
+    shortlist: int = field(
+        default=2000,
+        metadata={
+            "help": "words a label that are tried in a text",
+            "range": ">= 50",
+            "source": "ranks seen: 1 to 2600",
+        },
+    )
+    neighbours: int = field(
+        default=10, metadata={"help": "size of a control group", "range": "3..50", "source": "ours"}
+    )
+    words: int = field(
+        default=4, metadata={"help": "largest combination tried", "range": "1..6", "source": "MuScleLoRA's"}
+    )
+    labels: int = field(
+        default=8,
+        metadata={"help": "labels searched, the most suspicious first", "range": ">= 1", "source": "cost"},
+    )
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A text (token ids without special tokens) and the place in it where words are put."""
+
+    body: tuple[int, ...]
+    position: int
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """Words and what they did: shares of the sure texts turned by them and by their control groups, and the mean log-odds."""
+
+    words: tuple[int, ...]
+    target: int
+    flips: float
+    control: float
+    margin: float
+    alone: float
+    texts: int
+
+    @property
+    def excess(self) -> float:
+        """Flips over those of the control group."""
+        return self.flips - self.control
+
+
+def detect(subject: Subject, evidence: Evidence, settings: Settings, run: Run) -> Iterator[Finding]:
+    """Search every label for triggers; see the module's docstring."""
+    model = subject.model(run.device)
+    search = _Search(model, subject.tokenizer, settings, run)
+    texts = evidence.clean.texts if evidence.clean is not None else probes()
+    search.read(texts)
+    unsearched = []
+    for done, target in enumerate(search.targets()):
+        run.progress("trigger search", done, len(search.targets()))
+        sites, sure = search.sites(target)
+        if len(sites) < FEWEST:
+            unsearched.append(subject.labels[target])
+            continue
+        for suspect in search.confirmed(target, sites, combine=sure):
+            yield _finding(suspect, search, subject.labels[target])
+    if unsearched:
+        raise Incomplete(
+            f"the model is sure of no text being another label than {', '.join(map(repr, unsearched))}; "
+            "give texts of the task with --clean"
+        )
+
+
+class _Search:
+    """What is shared between the labels: the vocabulary, its scores alone, its neighbours, and a pool of texts."""
+
+    def __init__(self, model: Any, tokenizer: Any, settings: Settings, run: Run) -> None:
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.sweep = Sweep(model, tokenizer)
+        self.random = random.Random(run.seed)
+        self.max_tokens = length_limit(tokenizer, model.config, run)
+        weight = word_embeddings(model).weight.detach().float().cpu()
+        self.ids = _searchable(tokenizer, weight.shape[0])  # [words]
+        self.unit = torch.nn.functional.normalize(weight[self.ids], dim=1)  # [words, width]
+        self.alone = self.sweep.log_probabilities(self.ids[:, None])  # [words, labels]
+        self.pool: list[tuple[int, ...]] = []
+        self.pool_p = torch.empty(0)
+
+    # Texts
+
+    def read(self, texts: Sequence[str]) -> None:
+        """Tokenize the texts, add pairs of texts of one class (longer, and surer), and ask the model about all."""
+        limit = self.max_tokens - len(self.sweep.prefix) - len(self.sweep.suffix) - self.settings.words
+        texts = list(texts) if len(texts) <= 400 else self.random.sample(list(texts), 400)
+        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        singles = [tuple(ids[:limit]) for ids in encoded if len(ids) >= 4]
+        said = self.sweep.log_probabilities_of(singles)
+        longer = []
+        for label in range(said.shape[1]):
+            group = [ids for ids, best in zip(singles, said.argmax(1).tolist(), strict=True) if best == label]
+            self.random.shuffle(group)
+            for step in range(0, len(group) - 1, 2):
+                longer.append((group[step] + group[step + 1])[:limit])
+                longer.append(sum(group[step : step + 4], ())[:limit])
+        self.pool = singles + longer
+        self.pool_p = torch.cat([said, self.sweep.log_probabilities_of(longer)]).exp()  # [texts, labels]
+
+    def sites(self, target: int) -> tuple[list[_Site], bool]:
+        """Texts that are surely not the target, each with a random place in it; True if the model is sure of all.
+
+        Texts are made if the pool has too few. A model that is never sure (little training, noisy labels) gives those
+        of which it is surest: there honest words turn more texts, but so do their neighbours.
+        """
+        ranked = sorted(zip(self.pool_p[:, target].tolist(), self.pool, strict=True))
+        if sum(p < self.settings.sure for p, _ in ranked) < self.settings.texts:
+            made = self._made_texts(target)
+            said = self.sweep.log_probabilities_of(made)[:, target].exp().tolist()
+            ranked = sorted(ranked + list(zip(said, made, strict=True)))
+        sure = [ids for p, ids in ranked if p < self.settings.sure]
+        all_sure = len(sure) >= self.settings.texts
+        if all_sure:
+            sure = self.random.sample(sure, self.settings.texts)
+        else:
+            sure = [ids for p, ids in ranked[: self.settings.texts] if p < UNSURE]
+        return [_Site(ids, self.random.randint(0, len(ids))) for ids in sure], all_sure
+
+    def _made_texts(self, target: int) -> list[tuple[int, ...]]:
+        """Texts of the pool with six words put in that the model takes for their class, and for no other as much."""
+        texts = []
+        best = self.pool_p.argmax(1)
+        for label in range(self.alone.shape[1]):
+            if label == target:
+                continue
+            strong = self.ids[margins(self.alone, label).topk(min(200, len(self.ids))).indices].tolist()
+            group = [ids for ids, is_label in zip(self.pool, (best == label).tolist(), strict=True) if is_label]
+            for _ in range(self.settings.texts):
+                body = list(self.random.choice(group)) if group else []
+                for word in self.random.sample(strong, min(6, len(strong))):
+                    body.insert(self.random.randint(0, len(body)), word)
+                texts.append(tuple(body[: self.max_tokens - 8]))
+        return texts
+
+    # Words
+
+    def targets(self) -> list[int]:
+        """Labels to be searched, those first whose best word peaks highest when it stands alone."""
+        peaks = {label: margins(self.alone, label).max().item() for label in range(self.alone.shape[1])}
+        return sorted(peaks, key=lambda label: -peaks[label])[: self.settings.labels]
+
+    def neighbours(self, words: Tensor) -> Tensor:
+        """[rows] indices into the vocabulary -> [rows, neighbours] of the words nearest by cosine, themselves left out."""
+        count = min(self.settings.neighbours, len(self.ids) - 1)
+        found = []
+        for part in torch.split(words, 512):
+            similarity = self.unit[part] @ self.unit.T  # [rows, words]
+            similarity.scatter_(1, part[:, None], -2.0)
+            found.append(similarity.topk(count, dim=1).indices)
+        return torch.cat(found)
+
+    def score(self, words: Tensor, sites: Sequence[_Site], target: int) -> tuple[Tensor, Tensor]:
+        """[rows, k] indices into the vocabulary -> per row the share of sites turned to the target, and mean log-odds."""
+        flips = torch.zeros(words.shape[0])
+        odds = torch.zeros(words.shape[0])
+        for site in sites:
+            said = self.sweep.inserted(site.body, site.position, self.ids[words])
+            flips += (said.argmax(1) == target).float()
+            odds += margins(said, target)
+        return flips / len(sites), odds / len(sites)
+
+    def confirmed(self, target: int, sites: Sequence[_Site], *, combine: bool) -> list[Suspect]:
+        """Single words that pass; failing those, if the model is sure of the texts, combinations. The strongest first."""
+        suspects, lonely = self._single_words(target, sites)
+        passed = [suspect for suspect in suspects if self._passes(suspect)]
+        if not passed and combine and self.settings.words > 1:
+            passed = [found for found in self._combinations(target, sites, suspects, lonely) if self._passes(found)]
+        return sorted(passed, key=lambda suspect: (-suspect.flips, -suspect.margin))
+
+    def _passes(self, suspect: Suspect) -> bool:
+        return suspect.flips >= self.settings.flips and suspect.excess >= self.settings.excess
+
+    def _single_words(self, target: int, sites: Sequence[_Site]) -> tuple[list[Suspect], Tensor]:
+        """Whole vocabulary -> shortlist (alone) -> in a few short texts -> in some -> in all, beside the neighbours.
+
+        Returns the verified suspects, and the shortlist ordered by how lonely the words peak.
+        """
+        alone = margins(self.alone, target)
+        short = alone.topk(min(self.settings.shortlist, len(alone))).indices
+        lonely = short[(alone[short] - alone[self.neighbours(short)].mean(1)).argsort(descending=True)]
+        by_length = sorted(sites, key=lambda site: len(site.body))
+
+        _, odds = self.score(short[:, None], by_length[:2], target)
+        some = _union(short[odds.topk(min(240, len(short))).indices], lonely[:60])
+        _, odds = self.score(some[:, None], by_length[2:8], target)
+        few = _union(some[odds.topk(min(30, len(some))).indices], lonely[:12])
+        flips, odds = self.score(few[:, None], sites, target)
+        order = torch.tensor(sorted(range(len(few)), key=lambda row: (-flips[row].item(), -odds[row].item()))[:12])
+        return self._suspects(few[order, None], flips[order], odds[order], sites, target), lonely
+
+    def _suspects(
+        self, words: Tensor, flips: Tensor, odds: Tensor, sites: Sequence[_Site], target: int
+    ) -> list[Suspect]:
+        """Rows of words [rows, k] with what they did, beside their control groups."""
+        alone = margins(self.alone, target)[words].max(dim=1).values
+        columns = (
+            words.tolist(),
+            flips.tolist(),
+            self._controls(words, sites, target).tolist(),
+            odds.tolist(),
+            alone.tolist(),
+        )
+        return [
+            Suspect(tuple(ids), target, flip, control, margin, best, len(sites))
+            for ids, flip, control, margin, best in zip(*columns, strict=True)
+        ]
+
+    def _controls(self, words: Tensor, sites: Sequence[_Site], target: int) -> Tensor:
+        """Median share of the texts turned by the control groups of each row: all its words replaced by j-th neighbours.
+
+        Args:
+            words: [rows, k] indices into the vocabulary.
+
+        Returns:
+            [rows].
+        """
+        rows, size = words.shape
+        near = self.neighbours(words.flatten()).reshape(rows, size, -1).transpose(1, 2)  # [rows, neighbours, k]
+        flips, _ = self.score(near.reshape(-1, size), sites[:CONTROL_SITES], target)
+        return flips.reshape(rows, -1).median(dim=1).values
+
+    def _combinations(
+        self, target: int, sites: Sequence[_Site], suspects: Sequence[Suspect], lonely: Tensor
+    ) -> list[Suspect]:
+        """Grow combinations word by word: the best two of a size are extended by every candidate, up to a trigger."""
+        long = sorted(sites, key=lambda site: -len(site.body))[:LONG_SITES]
+        verified = torch.tensor([suspect.words[0] for suspect in suspects], dtype=torch.long)
+        candidates = _union(verified, lonely[:24])
+        beam = verified[:3, None]  # [rows, k]
+        found: list[Suspect] = []
+        while beam.shape[1] < self.settings.words and not (found and self._passes(found[-1])):
+            rows = beam.repeat_interleave(len(candidates), 0)
+            grown = torch.cat([rows, candidates.repeat(len(beam))[:, None]], dim=1)
+            _, odds = self.score(grown, long[:6], target)
+            beam = grown[odds.topk(2).indices]
+            found += self._suspects(beam[:1], *self.score(beam[:1], long, target), long, target)
+        return found
+
+    def text(self, words: Sequence[int]) -> str:
+        """Words of the vocabulary as a user would type them."""
+        return str(self.tokenizer.decode(self.ids[list(words)].tolist())).strip()
+
+
+def _searchable(tokenizer: Any, rows: int) -> Tensor:
+    """Ids of all tokens but the special ones and the placeholders that no text contains."""
+    special = set(tokenizer.all_special_ids)
+    names = tokenizer.convert_ids_to_tokens(list(range(min(rows, len(tokenizer)))))
+    keep = [
+        index
+        for index, name in enumerate(names)
+        if index not in special
+        and name is not None
+        and not re.fullmatch(r"[\[<].*(unused|extra_id|reserved).*[\]>]", name)
+    ]
+    return torch.tensor(keep, dtype=torch.long)
+
+
+def _union(first: Tensor, second: Tensor) -> Tensor:
+    """Both in order, each once."""
+    return torch.tensor(list(dict.fromkeys(first.tolist() + second.tolist())), dtype=torch.long)
+
+
+def _finding(suspect: Suspect, search: _Search, label: str) -> Finding:
+    words = search.text(suspect.words)
+    turned = round(suspect.flips * suspect.texts)
+    rate = wilson(turned, suspect.texts)
+    return Finding(
+        rule="PB201" if len(suspect.words) == 1 else "PB202",
+        level="error",
+        detector="trigger_search",
+        message=(
+            f"{words!r} turns {turned} of {suspect.texts} texts into {label!r} that the model is sure are something else; "
+            f"the words nearest to it turn {suspect.control:.0%}"
+        ),
+        where=Where(token=words),
+        evidence={
+            "statistic": "flip_rate",
+            "target": label,
+            "value": rate.value,
+            "low": rate.low,
+            "high": rate.high,
+            "n": suspect.texts,
+            "null": suspect.control,
+            "excess": suspect.excess,
+            "threshold": search.settings.flips,
+            "excess_threshold": search.settings.excess,
+            "margin": suspect.margin,
+            "margin_alone": suspect.alone,
+        },
+        reproduce=None,
+    )
