@@ -130,25 +130,8 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
         settings: see there.
         run: seed, device, max_length, progress and state.
     """
-    pruning = choose_heads(subject, train, dev, settings, run)
-    model = open_classifier(subject, train, run, fresh=settings.fresh_classifier)
-    prune_heads(model, pruning.heads)
-    weights = layer_weights(pruning.layer_scores, settings.layer_weights)
-    stream = {"task": encode(subject.tokenizer, train, length_limit(subject.tokenizer, model.config, run))}
-    with summary_attention(model) as seen:
-        objective = _Normalized(seen, weights, pruning.heads, settings.penalty if settings.normalize else 0.0)
-        trained = fit(
-            model,
-            stream,
-            _recipe(
-                settings,
-                objectives={"task": objective},
-                project=hold_pruned(model, pruning.heads),
-                identity=f"PURE step 2: {settings} {sorted(pruning.heads)} {weights.tolist()}",
-            ),
-            run,
-        )
-    return Purified(model, _report(pruning, weights) | {"steps": trained.steps, "losses": list(trained.losses)})
+    model, report = normalized(subject, train, choose_heads(subject, train, dev, settings, run), settings, run)
+    return Purified(model, report)
 
 
 def preview(
@@ -246,6 +229,26 @@ def _groups(heads: Sequence[Head], size: int) -> list[list[Head]]:
 
 
 # --- step 2 -----------------------------------------------------------------------------------------------------------
+
+
+def normalized(
+    subject: Subject, train: Texts, pruning: Pruning, settings: Settings, run: Run
+) -> tuple[Any, dict[str, Any]]:
+    """Start again from the suspect, take the heads out, and fine-tune with the penalty. Returns the model and a report."""
+    model = open_classifier(subject, train, run, fresh=settings.fresh_classifier)
+    prune_heads(model, pruning.heads)
+    weights = layer_weights(pruning.layer_scores, settings.layer_weights)
+    stream = {"task": encode(subject.tokenizer, train, length_limit(subject.tokenizer, model.config, run))}
+    with summary_attention(model) as seen:
+        objective = _Normalized(seen, weights, pruning.heads, settings.penalty if settings.normalize else 0.0)
+        recipe = _recipe(
+            settings,
+            objectives={"task": objective},
+            project=hold_pruned(model, pruning.heads),
+            identity=f"PURE step 2: {settings} {sorted(pruning.heads)} {weights.tolist()}",
+        )
+        trained = fit(model, stream, recipe, run)
+    return model, _report(pruning, weights) | {"steps": trained.steps, "losses": list(trained.losses)}
 
 
 def layer_weights(layer_scores: Tensor, form: str) -> Tensor:
