@@ -46,6 +46,8 @@ $(VENV)/.developer: $(VENV)/.installed
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
+# The fixtures are too small to share: a second thread would only make the first one wait.
+demo: export OMP_NUM_THREADS ?= 1
 demo: $(VENV)/.installed
 	@rm -rf $(DEMO)
 	@mkdir $(DEMO)
