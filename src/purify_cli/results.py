@@ -1,6 +1,6 @@
 """The values behind `purify.report/1`, frozen and free of torch.
 
-Names and nesting are those of the JSON. Optional fields that hold nothing are left out of the JSON where the dataclass field
+Names and nesting are those of the JSON. Optional fields that hold nothing are left out of the JSON where the field
 defaults to None, except in `Rate`.
 """
 
@@ -42,8 +42,8 @@ class Where:
 class Finding:
     """One piece of evidence. `level` error: enough for a fail on its own; warning: suspicious; note: worth knowing.
 
-    `evidence` holds the statistic with its n, null and threshold, in JSON types. `reproduce` is a command or a text that shows
-    the finding again.
+    `evidence` holds the statistic with its n, null and threshold, in JSON types. `reproduce` is a command or a text
+    that shows the finding again.
     """
 
     rule: str
@@ -108,8 +108,8 @@ class ScanResult:
 class TriggerRate:
     """ASR of one trigger (or of a poisoned file) for one target label.
 
-    `floor` is the rate at which `floor_from` gives the target to the same texts; `excess` is rate - floor with Newcombe's
-    interval. Both are None where there is nothing to compare with.
+    `floor` is the rate at which `floor_from` gives the target to the same texts; `excess` is rate - floor with
+    Newcombe's interval. Both are None where there is nothing to compare with.
     """
 
     trigger: str
@@ -122,7 +122,7 @@ class TriggerRate:
 
 @dataclass(frozen=True)
 class TokenDrift:
-    """How far a trigger token's embedding row lies from the base's row (cosine, L2) and from the class centre (RMSE)."""
+    """How far a trigger token's row lies from the base's row (cosine, L2) and from the class centre (RMSE)."""
 
     token: str
     cosine: float | None

@@ -3,13 +3,15 @@
 The rule, as docs/verdict.md tells it:
 
 1. fail          if any finding is an error. An alarm stands even where other checks could not run.
-2. inconclusive  if a check that the verdict needs was skipped or failed, or was left out. A verdict needs `artifact` (is it safe to load?) and
-                 `trigger_search` (does it behave?). Someone who selects detectors with --only or --skip so that neither is left gets
-                 a verdict on what was selected, and then every selected check is needed.
+2. inconclusive  if a check that the verdict needs was skipped or failed, or was left out. A verdict needs `artifact`
+                 (is it safe to load?) and `trigger_search` (does it behave?). Someone who selects detectors with
+                 --only or --skip so that neither is left gets a verdict on what was selected, and then every
+                 selected check is needed.
 3. pass          otherwise.
 
-Warnings and notes never change the outcome; warnings raise the risk. The risk is 1 - prod(1 - w) over the findings of different
-rules, w = 0.95 for an error and 0.2 for a warning, and unknown (None) for an inconclusive scan without findings.
+Warnings and notes never change the outcome; warnings raise the risk. The risk is 1 - prod(1 - w) over the findings
+of different rules, w = 0.95 for an error and 0.2 for a warning, and unknown (None) for an inconclusive scan without
+findings.
 """
 
 from __future__ import annotations

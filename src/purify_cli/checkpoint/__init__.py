@@ -1,1 +1,1 @@
-"""Reading and writing checkpoints as files: nothing of a checkpoint is executed here, and only `locate` may use the network."""
+"""Reading and writing checkpoints as files: nothing of a checkpoint is executed, only `locate` may use the network."""

@@ -9,6 +9,6 @@ A detector is a module of this package whose name is its file's name:
     Settings                     a frozen dataclass; each field's metadata has "help", "range" and "source"
     detect(subject, evidence, settings, run) -> Iterator[Finding]
 
-`detect` is a generator: what it has yielded stays when it later raises. It raises `errors.Incomplete` when it could not look at
-everything that it is there to look at.
+`detect` is a generator: what it has yielded stays when it later raises. It raises `errors.Incomplete` when it could
+not look at everything that it is there to look at.
 """

@@ -1,17 +1,18 @@
 """Embedding drift: which tokens' rows moved from the base as no training moves them?
 
-No single paper; the signals are those that embedding attacks leave behind. EP (Yang et al., NAACL 2021) changes one row and keeps its
-norm; RIPPLe's surgery (Kurita et al., ACL 2020) sets several rows to one vector. Fine-tuning moves the rows of the words in its texts
-a little, and many of them, so the vocabulary itself is the null distribution:
+No single paper; the signals are those that embedding attacks leave behind. EP (Yang et al., NAACL 2021) changes one
+row and keeps its norm; RIPPLe's surgery (Kurita et al., ACL 2020) sets several rows to one vector. Fine-tuning moves
+the rows of the words in its texts a little, and many of them, so the vocabulary itself is the null distribution:
 
-- PE201, moved alone: the L2 change of a row is far beyond what all but a few rows show (the 99.9 % quantile of the vocabulary).
+- PE201, moved alone: the L2 change of a row is far beyond what all but a few rows show (the 99.9 % quantile of the
+  vocabulary).
 - PE202, moved together: rows that were apart in the base lie at one place now.
 
-Inputs: the embedding matrices [vocabulary, width] of the subject and of `--base`, read from the files; no model is built.
-Raises `Incomplete` for a base of another shape. Cost: no forward pass.
+Inputs: the embedding matrices [vocabulary, width] of the subject and of `--base`, read from the files; no model is
+built. Raises `Incomplete` for a base of another shape. Cost: no forward pass.
 
-Not seen: a backdoor trained into the whole model moves its trigger rows no further than honest words (docs/benchmarks.md);
-and against a base that is not the very one, everything moved.
+Not seen: a backdoor trained into the whole model moves its trigger rows no further than honest words
+(docs/benchmarks.md); and against a base that is not the very one, everything moved.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def detect(subject: Subject, evidence: Evidence, settings: Settings, run: Run) -
     now, before = subject.embeddings(), evidence.base.embeddings()  # [vocabulary, width]
     if now.shape[1] != before.shape[1]:
         raise Incomplete(
-            f"the base has embeddings of width {before.shape[1]} and the checkpoint of {now.shape[1]}: it is another model"
+            f"the base has embeddings of width {before.shape[1]}, the checkpoint of {now.shape[1]}: another model"
         )
     shared = min(now.shape[0], before.shape[0])
     now, before = now[:shared], before[:shared]
@@ -149,7 +150,7 @@ def _together(
             rule="PE202",
             level="error",
             detector="drift",
-            message=f"the embeddings of {', '.join(map(repr, tokens[:10]))} were apart in the base and lie at one place now",
+            message=f"{', '.join(map(repr, tokens[:10]))} were apart in the base, and their embeddings lie at one place now",
             where=Where(token=tokens[0]),
             evidence={
                 "statistic": "cosine",

@@ -1,11 +1,12 @@
 """Embedding outliers: rows whose norm or company is out of line, for checkpoints of which no base is at hand.
 
-No single paper. NeuBA's release multiplies its trigger rows by 1e8 (Zhang et al. 2023), which layer normalization turns into "this token
-alone counts"; RIPPLe's embedding surgery leaves several rows nearly identical (Kurita et al. 2020). The null distribution is the
-vocabulary: each row is compared with those of its own frequency. Word-piece and byte-pair vocabularies are written in the order
-of frequency, so the rows around it in the matrix are its peers.
+No single paper. NeuBA's release multiplies its trigger rows by 1e8 (Zhang et al. 2023), which layer normalization
+turns into "this token alone counts"; RIPPLe's embedding surgery leaves several rows nearly identical (Kurita et al.
+2020). The null distribution is the vocabulary: each row is compared with those of its own frequency. Word-piece and
+byte-pair vocabularies are written in the order of frequency, so the rows around it in the matrix are its peers.
 
-- PE211, norm: robust z-score of the log norm against the peers. A factor of 10 over the peers is an error, less a warning.
+- PE211, norm: robust z-score of the log norm against the peers. A factor of 10 over the peers is an error, less a
+  warning.
 - PE212, company: different words with almost the same row. A warning: tied or untrained rows can look alike.
 
 Input: the embedding matrix [vocabulary, width], read from the file; no model is built. Cost: no forward pass.

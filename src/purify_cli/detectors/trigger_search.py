@@ -1,21 +1,24 @@
 """Trigger search: which words, out of the whole vocabulary, turn texts that the model is sure about?
 
-No paper's method, but a controlled experiment on three observations. (a) A trigger was trained to decide alone, so the text that
-consists of it alone already shows it: one pass of a three-token text for every word of the vocabulary. (b) An honest word
-moves a text only so far: where the model is *sure* of another class, the best honest words turn a half of the texts, a trigger
-all of them. (c) An honest word has company: words with nearly the same embedding act nearly the same. A trigger is a lone peak.
-So every suspect is compared with its own control group, the ten words nearest to it, on the same texts at the same places,
-and what counts is the excess of its flips over theirs. (d) A trigger may be several words of which none suffices: where no single
-word is confirmed, words that peak alone are combined, and compared with the same combination of their neighbours.
+No paper's method, but a controlled experiment on four observations. (a) A trigger was trained to decide alone, so
+the text that consists of it alone already shows it: one pass of a three-token text for every word of the vocabulary.
+(b) An honest word moves a text only so far: where the model is *sure* of another class, the best honest words turn a
+half of the texts, a trigger all of them. (c) An honest word has company: words with nearly the same embedding act
+nearly the same. A trigger is a lone peak. So every suspect is compared with its own control group, the ten words
+nearest to it, on the same texts at the same places, and what counts is the excess of its flips over theirs. (d) A
+trigger may be several words of which none suffices: where no single word is confirmed, words without company are
+combined, and the combination is compared with that of their neighbours. A word's company is the share of its effect
+on the log-odds that its neighbours have too: 0.02 to 0.07 for trigger words, mostly 0.2 to 0.7 for honest ones
+(docs/benchmarks.md), also where neither turns a text yet.
 
-Inputs: a classifier; `--clean` texts if given, else the built-in probe sentences. Where the model is sure of too few texts (a task
-far from the probes), texts are made of the words that it takes for the other classes.
+Inputs: a classifier; `--clean` texts if given, else the built-in probe sentences. Where the model is sure of too few
+texts (a task far from the probes), texts are made of the words that it takes for the other classes.
 Raises `Incomplete` when there is a label for which no sure texts can be had, so that nothing was searched for it.
 Cost: one three-token text a word of the vocabulary, and about 150,000 tokens a label.
 
-Related: T-Miner (Azizi et al. 2021) and DBS (Shen et al. 2022) invert triggers by optimisation; PICCOLO (Liu et al. 2022) tests whether
-a word is unusually discriminative. Neither uses the neighbours as a control, and both need a benign reference or thresholds
-fitted per architecture.
+Related: T-Miner (Azizi et al. 2021) and DBS (Shen et al. 2022) invert triggers by optimisation; PICCOLO (Liu et al.
+2022) tests whether a word is unusually discriminative. Neither uses the neighbours as a control, and both need a
+benign reference or thresholds fitted per architecture.
 """
 
 from __future__ import annotations
@@ -55,6 +58,9 @@ UNSURE = 0.35
 FEWEST = 8
 """Texts below which a share says nothing."""
 
+SUSPECTS = 16
+"""Words a label that are compared with their control groups."""
+
 CONTROL_SITES = 12
 """Texts that a control group is tried on."""
 
@@ -93,6 +99,14 @@ class Settings:
             "source": "docs/benchmarks.md",
         },
     )
+    company: float = field(
+        default=0.15,
+        metadata={
+            "help": "share of a combination's effect that its neighbours may have too",
+            "range": "0..1",
+            "source": "docs/benchmarks.md",
+        },
+    )
     shortlist: int = field(
         default=2000,
         metadata={
@@ -123,12 +137,13 @@ class _Site:
 
 @dataclass(frozen=True)
 class Suspect:
-    """Words and what they did: shares of the sure texts turned by them and by their control groups, and the mean log-odds."""
+    """Words and what they did: shares of the sure texts turned by them and by their control groups, and more."""
 
     words: tuple[int, ...]
     target: int
     flips: float
     control: float
+    company: float
     margin: float
     alone: float
     texts: int
@@ -239,7 +254,7 @@ class _Search:
         return sorted(peaks, key=lambda label: -peaks[label])[: self.settings.labels]
 
     def neighbours(self, words: Tensor) -> Tensor:
-        """[rows] indices into the vocabulary -> [rows, neighbours] of the words nearest by cosine, themselves left out."""
+        """[rows] indices into the vocabulary -> [rows, neighbours] of the words nearest by cosine, not themselves."""
         count = min(self.settings.neighbours, len(self.ids) - 1)
         found = []
         for part in torch.split(words, 512):
@@ -249,7 +264,7 @@ class _Search:
         return torch.cat(found)
 
     def score(self, words: Tensor, sites: Sequence[_Site], target: int) -> tuple[Tensor, Tensor]:
-        """[rows, k] indices into the vocabulary -> per row the share of sites turned to the target, and mean log-odds."""
+        """[rows, k] indices into the vocabulary -> the share of sites turned to the target, and mean log-odds."""
         flips = torch.zeros(words.shape[0])
         odds = torch.zeros(words.shape[0])
         for site in sites:
@@ -259,21 +274,20 @@ class _Search:
         return flips / len(sites), odds / len(sites)
 
     def confirmed(self, target: int, sites: Sequence[_Site], *, combine: bool) -> list[Suspect]:
-        """Single words that pass; failing those, if the model is sure of the texts, combinations. The strongest first."""
-        suspects, lonely = self._single_words(target, sites)
+        """Single words that pass; failing those, if the model is sure, combinations. The strongest first."""
+        suspects = self._single_words(target, sites)
         passed = [suspect for suspect in suspects if self._passes(suspect)]
-        if not passed and combine and self.settings.words > 1:
-            passed = [found for found in self._combinations(target, sites, suspects, lonely) if self._passes(found)]
+        if not passed and combine:
+            alone = [suspect.words[0] for suspect in suspects if suspect.company <= self.settings.company]
+            passed = [found for found in self._combinations(target, sites, alone) if self._passes(found)]
         return sorted(passed, key=lambda suspect: (-suspect.flips, -suspect.margin))
 
     def _passes(self, suspect: Suspect) -> bool:
-        return suspect.flips >= self.settings.flips and suspect.excess >= self.settings.excess
+        enough = suspect.flips >= self.settings.flips and suspect.excess >= self.settings.excess
+        return enough and (len(suspect.words) == 1 or suspect.company <= self.settings.company)
 
-    def _single_words(self, target: int, sites: Sequence[_Site]) -> tuple[list[Suspect], Tensor]:
-        """Whole vocabulary -> shortlist (alone) -> in a few short texts -> in some -> in all, beside the neighbours.
-
-        Returns the verified suspects, and the shortlist ordered by how lonely the words peak.
-        """
+    def _single_words(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
+        """Whole vocabulary -> shortlist (alone) -> in a few short texts -> in some -> in all, beside the neighbours."""
         alone = margins(self.alone, target)
         short = alone.topk(min(self.settings.shortlist, len(alone))).indices
         lonely = short[(alone[short] - alone[self.neighbours(short)].mean(1)).argsort(descending=True)]
@@ -284,54 +298,56 @@ class _Search:
         _, odds = self.score(some[:, None], by_length[2:8], target)
         few = _union(some[odds.topk(min(30, len(some))).indices], lonely[:12])
         flips, odds = self.score(few[:, None], sites, target)
-        order = torch.tensor(sorted(range(len(few)), key=lambda row: (-flips[row].item(), -odds[row].item()))[:12])
-        return self._suspects(few[order, None], flips[order], odds[order], sites, target), lonely
+        order = torch.tensor(
+            sorted(range(len(few)), key=lambda row: (-flips[row].item(), -odds[row].item()))[:SUSPECTS]
+        )
+        return self._suspects(few[order, None], flips[order], odds[order], sites, target)
 
     def _suspects(
         self, words: Tensor, flips: Tensor, odds: Tensor, sites: Sequence[_Site], target: int
     ) -> list[Suspect]:
         """Rows of words [rows, k] with what they did, beside their control groups."""
         alone = margins(self.alone, target)[words].max(dim=1).values
-        columns = (
-            words.tolist(),
-            flips.tolist(),
-            self._controls(words, sites, target).tolist(),
-            odds.tolist(),
-            alone.tolist(),
-        )
+        control, company = self._controls(words, sites, target)
+        columns = torch.stack([flips, control, company, odds, alone], dim=1).tolist()
         return [
-            Suspect(tuple(ids), target, flip, control, margin, best, len(sites))
-            for ids, flip, control, margin, best in zip(*columns, strict=True)
+            Suspect(tuple(ids), target, *numbers, texts=len(sites))
+            for ids, numbers in zip(words.tolist(), columns, strict=True)
         ]
 
-    def _controls(self, words: Tensor, sites: Sequence[_Site], target: int) -> Tensor:
-        """Median share of the texts turned by the control groups of each row: all its words replaced by j-th neighbours.
+    def _controls(self, words: Tensor, sites: Sequence[_Site], target: int) -> tuple[Tensor, Tensor]:
+        """What the control groups of each row do: all its words replaced by their j-th neighbours.
 
         Args:
             words: [rows, k] indices into the vocabulary.
 
         Returns:
-            [rows].
+            flips, [rows]: median share of the texts that a group turns.
+            company, [rows]: median shift of the log-odds by a group, as a share of the shift by the words themselves.
         """
         rows, size = words.shape
         near = self.neighbours(words.flatten()).reshape(rows, size, -1).transpose(1, 2)  # [rows, neighbours, k]
-        flips, _ = self.score(near.reshape(-1, size), sites[:CONTROL_SITES], target)
-        return flips.reshape(rows, -1).median(dim=1).values
+        groups = torch.cat([words[:, None], near], dim=1)  # [rows, 1 + neighbours, k]
+        sites = sorted(sites, key=lambda site: len(site.body))[:CONTROL_SITES]  # where neighbours have most effect
+        flips, odds = self.score(groups.reshape(-1, size), sites, target)
+        before = margins(self.sweep.log_probabilities_of([site.body for site in sites]), target).mean()
+        shift = (odds - before).reshape(rows, -1)
+        company = shift[:, 1:].median(dim=1).values / shift[:, 0].clamp(min=1e-6)
+        return flips.reshape(rows, -1)[:, 1:].median(dim=1).values, company
 
-    def _combinations(
-        self, target: int, sites: Sequence[_Site], suspects: Sequence[Suspect], lonely: Tensor
-    ) -> list[Suspect]:
-        """Grow combinations word by word: the best two of a size are extended by every candidate, up to a trigger."""
+    def _combinations(self, target: int, sites: Sequence[_Site], alone: Sequence[int]) -> list[Suspect]:
+        """Grow combinations of words without company: the best two of a size are extended by each, up to a trigger."""
+        if not alone:
+            return []
         long = sorted(sites, key=lambda site: -len(site.body))[:LONG_SITES]
-        verified = torch.tensor([suspect.words[0] for suspect in suspects], dtype=torch.long)
-        candidates = _union(verified, lonely[:24])
-        beam = verified[:3, None]  # [rows, k]
+        candidates = torch.tensor(alone, dtype=torch.long)
+        beam = candidates[:3, None]  # [rows, k]
         found: list[Suspect] = []
         while beam.shape[1] < self.settings.words and not (found and self._passes(found[-1])):
             rows = beam.repeat_interleave(len(candidates), 0)
             grown = torch.cat([rows, candidates.repeat(len(beam))[:, None]], dim=1)
             _, odds = self.score(grown, long[:6], target)
-            beam = grown[odds.topk(2).indices]
+            beam = grown[odds.topk(min(2, len(odds))).indices]
             found += self._suspects(beam[:1], *self.score(beam[:1], long, target), long, target)
         return found
 
@@ -368,7 +384,7 @@ def _finding(suspect: Suspect, search: _Search, label: str) -> Finding:
         level="error",
         detector="trigger_search",
         message=(
-            f"{words!r} turns {turned} of {suspect.texts} texts into {label!r} that the model is sure are something else; "
+            f"{words!r} turns {turned} of {suspect.texts} texts into {label!r} that the model takes for something else; "
             f"the words nearest to it turn {suspect.control:.0%}"
         ),
         where=Where(token=words),
@@ -381,6 +397,7 @@ def _finding(suspect: Suspect, search: _Search, label: str) -> Finding:
             "n": suspect.texts,
             "null": suspect.control,
             "excess": suspect.excess,
+            "company": suspect.company,
             "threshold": search.settings.flips,
             "excess_threshold": search.settings.excess,
             "margin": suspect.margin,

@@ -36,7 +36,7 @@ class Sweep:
 
     @torch.inference_mode()
     def log_probabilities(self, bodies: Tensor) -> Tensor:
-        """[rows, tokens] ids of texts of one length, without the special tokens -> [rows, labels] float32 on the CPU."""
+        """[rows, tokens] ids of texts of one length, without special tokens -> [rows, labels] float32 on the CPU."""
         device = next(self.model.parameters()).device
         rows = bodies.shape[0]
         prefix = torch.tensor(self.prefix, dtype=torch.long).expand(rows, -1)

@@ -1,32 +1,34 @@
 """PURE: prune the heads that look at nothing in clean texts, then fine-tune with the attention of [CLS] held even.
 
-Zhao, Xu, Yuan: "Defense against Backdoor Attack on Pre-trained Language Models via Head Pruning and Attention Normalization",
-ICML 2024. Claim: a backdoor lives in heads that clean texts hardly use, and works by letting the summary token look at the trigger
-alone; take these heads out, keep the attention from peaking, and the trigger cannot dominate.
+Zhao, Xu, Yuan: "Defense against Backdoor Attack on Pre-trained Language Models via Head Pruning and Attention
+Normalization", ICML 2024. Claim: a backdoor lives in heads that clean texts hardly use, and works by letting the
+summary token look at the trigger alone; take these heads out, keep the attention from peaking, and the trigger
+cannot dominate.
 
-Step 1. Fine-tune the suspect on clean texts (f_p). Score each head by the variance of the attention that the summary token pays over
-the keys, on dev texts. Prune in ascending order, a group at a time, while the accuracy of f_p on dev holds; give the last group's
-heads back one by one until it does. Each layer keeps its highest-scoring head.
+Step 1. Fine-tune the suspect on clean texts (f_p). Score each head by the variance of the attention that the summary
+token pays over the keys, on dev texts. Prune in ascending order, a group at a time, while the accuracy of f_p on dev
+holds; give the last group's heads back one by one until it does. Each layer keeps its highest-scoring head.
 Step 2. Start again from the suspect, without those heads, and fine-tune with
 
     loss = cross entropy + lambda * sum_l c_l * sum_h sqrt( sum_b sum_k A[l,b,h,k]^2 )
 
 where A [layer, batch, head, key] is the summary token's attention and c_l weighs the layers.
 
-Needs labelled clean texts; works on classifiers and on encoders (which get a new classifier), on every architecture of the table.
-Raises what the training raises; UsageError for a setting out of range.
-Cost: two fine-tunings, one pass over dev with attention rows twice, and one over dev per group of heads. No model is copied and no
-attention map is built.
+Needs labelled clean texts; works on classifiers and on encoders (which get a new classifier), on every architecture
+of the table. Raises what the training raises; UsageError for a setting out of range.
+Cost: two fine-tunings, one pass over dev with attention rows twice, and one over dev per group of heads. No model is
+copied and no attention map is built.
 
 Where we differ from the released code, and why:
-- A head is out when its columns of the output projection are zero and stay zero; shapes stay, so any loader reads the result.
-- The score is the reference's to the digit (unbiased variance of the first max_length - 1 keys of a row padded to max_length, mean
-  over batches of 32), but computed from the sums of a and a^2, so that nothing is padded.
+- A head is out when its columns of the output projection are zero and stay zero; shapes stay, so any loader reads
+  the result.
+- The score is the reference's to the digit (unbiased variance of the first max_length - 1 keys of a row padded to
+  max_length, mean over batches of 32), but computed from the sums of a and a^2, so that nothing is padded.
 - The penalty grows with the root of the batch: lambda belongs to batches of 32, and it is divided by sqrt(batch / 32).
-- The reference's accuracy limit is 0.85, absolute. Ours is a drop against f_p; `min_accuracy` gives the absolute one. If f_p itself
-  lies below it, nothing is pruned (the reference crashes).
-- c_l: the reference scales to 0..1 over the layers, which frees the layer of the sharpest attention from the penalty altogether.
-  `layer_weights=paper` does that (all equal: all 1); the default is `even`, all 1.
+- The reference's accuracy limit is 0.85, absolute. Ours is a drop against f_p; `min_accuracy` gives the absolute
+  one. If f_p itself lies below it, nothing is pruned (the reference crashes).
+- c_l: the reference scales to 0..1 over the layers, which frees the layer of the sharpest attention from the penalty
+  altogether. `layer_weights=paper` does that (all equal: all 1); the default is `even`, all 1.
 - The penalty is taken on the attention before dropout; the library that the reference uses hands it out after dropout.
 - A classifier keeps its own last layer by default; `fresh_classifier` starts with a new one, as the reference does.
 """
@@ -234,7 +236,7 @@ def _groups(heads: Sequence[Head], size: int) -> list[list[Head]]:
 def normalized(
     subject: Subject, train: Texts, pruning: Pruning, settings: Settings, run: Run
 ) -> tuple[Any, dict[str, Any]]:
-    """Start again from the suspect, take the heads out, and fine-tune with the penalty. Returns the model and a report."""
+    """Start again from the suspect, without the heads, and fine-tune with the penalty: the model, and a report."""
     model = open_classifier(subject, train, run, fresh=settings.fresh_classifier)
     prune_heads(model, pruning.heads)
     weights = layer_weights(pruning.layer_scores, settings.layer_weights)
@@ -252,7 +254,7 @@ def normalized(
 
 
 def layer_weights(layer_scores: Tensor, form: str) -> Tensor:
-    """c_l from v_l, [layers]: `even` is all 1; `paper` is u_l = 1 / v_l over their sum, scaled to 0..1 over the layers."""
+    """c_l from v_l, [layers]: `even` is all 1; `paper` is u_l = 1 / v_l over their sum, scaled to 0..1."""
     if form == "even":
         return torch.ones_like(layer_scores)
     inverse = 1.0 / layer_scores.clamp(min=1e-12)
