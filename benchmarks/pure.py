@@ -1,10 +1,12 @@
-"""PURE against one backdoored checkpoint: before, fine-tuning, pruning alone, normalization alone, both; one JSON line a cell.
+"""PURE against one backdoored checkpoint: before, fine-tuning, pruning alone, normalization alone, both; one JSON
+line a cell.
 
     python benchmarks/pure.py --model zoo/rareword --twin zoo/sst2-clean --clean sst2/train.csv --test sst2/test.csv \
         --poisoned sst2/poisoned/rareword/test.csv --out benchmarks/results/pure.jsonl
 
-Cells already in the output file are not run again. The clean rows are the first ROWS of the file; a tenth of them is dev. The test files
-are used for nothing but the figures. ASR is measured on the poisoned file, the floor is the twin's rate on the same file.
+Cells already in the output file are not run again. The clean rows are the first ROWS of the file; a tenth of them is
+dev. The test files are used for nothing but the figures. ASR is measured on the poisoned file, the floor is the
+twin's rate on the same file.
 """
 
 from __future__ import annotations
@@ -50,8 +52,12 @@ def main() -> None:
     parser.add_argument("--poisoned", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--cells", nargs="*", default=["finetune", "prune-only", "normalize-only", "pure"])
-    parser.add_argument("--set", nargs="*", default=[], help="key=value for all cells, for a trial of other settings")
+    parser.add_argument(
+        "--cells",
+        nargs="*",
+        default=["finetune", "prune-only", "normalize-only", "pure"],
+        help="NAME, or NAME:key=value,key=value to try other settings",
+    )
     arguments = parser.parse_args()
     environment.prepare(device="cpu", threads=None)
 
@@ -60,7 +66,7 @@ def main() -> None:
     attack = Path(arguments.model).name
     out = Path(arguments.out)
     have = {
-        (row["attack"], row["cell"], row["seed"], tuple(row["set"]))
+        (row["attack"], row["cell"], row["seed"])
         for row in map(json.loads, out.read_text().splitlines() if out.exists() else [])
     }
     run = Run(seed=arguments.seed)
@@ -94,7 +100,7 @@ def main() -> None:
         return tuned[key]
 
     for cell in ["before", *arguments.cells]:
-        if (attack, cell, arguments.seed, tuple(arguments.set)) in have:
+        if (attack, cell, arguments.seed) in have:
             continue
         started = time.perf_counter()
         report: dict[str, Any] = {}
@@ -102,11 +108,12 @@ def main() -> None:
         if cell == "before":
             model = subject.open("cpu")
         else:
-            kind, settings = CELLS[cell]
-            if arguments.set:
-                changed = catalogue.fill(pure.Settings, arguments.set)
-                keys = [item.partition("=")[0] for item in arguments.set]
-                settings = replace(settings, **{key: getattr(changed, key) for key in keys})
+            name, _, other = cell.partition(":")
+            kind, settings = CELLS[name]
+            assignments = other.split(",") if other else []
+            changed = catalogue.fill(pure.Settings, assignments)
+            keys = [item.partition("=")[0] for item in assignments]
+            settings = replace(settings, **{key: getattr(changed, key) for key in keys})
             model = f_p(settings)
             if kind == "both":
                 pruning = pure.prune_by_score(model, subject.tokenizer, dev, settings, run)
@@ -115,7 +122,6 @@ def main() -> None:
             "attack": attack,
             "cell": cell,
             "seed": arguments.seed,
-            "set": arguments.set,
             "rows": len(train),
             "settings": None if settings is None else asdict(settings),
             "seconds": round(time.perf_counter() - started, 1),
@@ -127,9 +133,9 @@ def main() -> None:
         found = line["metrics"]["asr"][0]
         excess = found["excess"]
         print(
-            f"{attack:14} {cell:15} CACC {line['metrics']['cacc']['value']:.3f}  ASR {found['rate']['value']:.3f}  "
-            f"floor {found['floor']['value']:.3f}  excess {excess['value']:+.3f} [{excess['low']:+.3f}, {excess['high']:+.3f}]  "
-            f"pruned {line['pruned']}  {line['seconds']} s  {' '.join(arguments.set)}",
+            f"{attack:14} {cell:40} CACC {line['metrics']['cacc']['value']:.3f}  ASR {found['rate']['value']:.3f}  "
+            f"floor {found['floor']['value']:.3f}  "
+            f"excess {excess['value']:+.3f} [{excess['low']:+.3f}, {excess['high']:+.3f}]  pruned {line['pruned']}  {line['seconds']} s",
             flush=True,
         )
 

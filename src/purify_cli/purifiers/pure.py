@@ -88,7 +88,7 @@ class Settings:
         },
     )
     penalty: float = field(
-        default=0.15, metadata={"help": "lambda, for batches of 32", "range": ">= 0", "source": "PURE"}
+        default=0.5, metadata={"help": "lambda, for batches of 32", "range": ">= 0", "source": "ours; PURE: 0.15"}
     )
     layer_weights: Literal["even", "paper"] = field(
         default="even", metadata={"help": "c_l: all 1, or the paper's scaling", "range": "even|paper", "source": "ours"}
@@ -98,7 +98,9 @@ class Settings:
         metadata={"help": "start with a new classifier even where there is one", "range": "", "source": "PURE: true"},
     )
     epochs: int = field(default=3, metadata={"help": "of both fine-tunings", "range": ">= 1", "source": "PURE"})
-    learning_rate: float = field(default=2e-5, metadata={"help": "of AdamW", "range": "> 0", "source": "PURE"})
+    learning_rate: float = field(
+        default=1e-4, metadata={"help": "of AdamW, in both fine-tunings", "range": "> 0", "source": "ours; PURE: 2e-5"}
+    )
     batch_size: int = field(default=32, metadata={"help": "texts a step", "range": ">= 1", "source": "PURE"})
 
 
