@@ -216,3 +216,16 @@ def test_a_disk_without_room_is_found_before_the_weights_are_written(
         write_out(tmp_path / "out", source)
     assert error.value.problem == "the disk is full"
     assert not (tmp_path / "out").exists()
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    metadata = {f"purify.{letter}": letter for letter in "abcdefgh"} | {"purify.ä": 'a "quoted"\n\x01 tab\t'}
+    source = tiny.save("bert", tmp_path / "in")
+    for name in ("one", "two"):
+        write_out(tmp_path / name, source, metadata=metadata)
+        with safe_open(tmp_path / name / "model.safetensors", "pt") as opened:
+            assert opened.metadata() == {"format": "pt"} | metadata
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    raw = (tmp_path / "one" / "model.safetensors").read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    assert list(header["__metadata__"]) == sorted(header["__metadata__"])

@@ -215,6 +215,21 @@ def _save(state: Mapping[str, Tensor], file: Path, metadata: dict[str, str]) -> 
     if shutil.disk_usage(file.parent).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     save_file(tensors, file, metadata=metadata)
+    _sort_metadata(file)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Put the metadata of a file just written in order: the writer hashes it, so its order differs from run to run."""
+    with file.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:  # escaped longer than the writer does: the tensors must stay where they are
+            return
+        stream.seek(8)
+        stream.write(text.ljust(size))
 
 
 def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
