@@ -150,7 +150,7 @@ def _together(
             rule="PE202",
             level="error",
             detector="drift",
-            message=f"{', '.join(map(repr, tokens[:10]))} were apart in the base, and their embeddings lie at one place now",
+            message=f"{', '.join(map(repr, tokens[:10]))} were apart in the base and lie at one place now",
             where=Where(token=tokens[0]),
             evidence={
                 "statistic": "cosine",

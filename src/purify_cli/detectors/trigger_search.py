@@ -14,7 +14,7 @@ on the log-odds that its neighbours have too: 0.02 to 0.07 for trigger words, mo
 Inputs: a classifier; `--clean` texts if given, else the built-in probe sentences. Where the model is sure of too few
 texts (a task far from the probes), texts are made of the words that it takes for the other classes.
 Raises `Incomplete` when there is a label for which no sure texts can be had, so that nothing was searched for it.
-Cost: one three-token text a word of the vocabulary, and about 150,000 tokens a label.
+Cost: one three-token text a word of the vocabulary, and about 120,000 tokens a label.
 
 Related: T-Miner (Azizi et al. 2021) and DBS (Shen et al. 2022) invert triggers by optimisation; PICCOLO (Liu et al.
 2022) tests whether a word is unusually discriminative. Neither uses the neighbours as a control, and both need a
@@ -58,10 +58,10 @@ UNSURE = 0.35
 FEWEST = 8
 """Texts below which a share says nothing."""
 
-SUSPECTS = 16
+SUSPECTS = 10
 """Words a label that are compared with their control groups."""
 
-CONTROL_SITES = 12
+CONTROL_SITES = 10
 """Texts that a control group is tried on."""
 
 LONG_SITES = 12
@@ -296,7 +296,7 @@ class _Search:
         _, odds = self.score(short[:, None], by_length[:2], target)
         some = _union(short[odds.topk(min(240, len(short))).indices], lonely[:60])
         _, odds = self.score(some[:, None], by_length[2:8], target)
-        few = _union(some[odds.topk(min(30, len(some))).indices], lonely[:12])
+        few = _union(some[odds.topk(min(20, len(some))).indices], lonely[:10])
         flips, odds = self.score(few[:, None], sites, target)
         order = torch.tensor(
             sorted(range(len(few)), key=lambda row: (-flips[row].item(), -odds[row].item()))[:SUSPECTS]
@@ -328,7 +328,7 @@ class _Search:
         rows, size = words.shape
         near = self.neighbours(words.flatten()).reshape(rows, size, -1).transpose(1, 2)  # [rows, neighbours, k]
         groups = torch.cat([words[:, None], near], dim=1)  # [rows, 1 + neighbours, k]
-        sites = sorted(sites, key=lambda site: len(site.body))[:CONTROL_SITES]  # where neighbours have most effect
+        sites = sites[:CONTROL_SITES]
         flips, odds = self.score(groups.reshape(-1, size), sites, target)
         before = margins(self.sweep.log_probabilities_of([site.body for site in sites]), target).mean()
         shift = (odds - before).reshape(rows, -1)
@@ -384,7 +384,7 @@ def _finding(suspect: Suspect, search: _Search, label: str) -> Finding:
         level="error",
         detector="trigger_search",
         message=(
-            f"{words!r} turns {turned} of {suspect.texts} texts into {label!r} that the model takes for something else; "
+            f"{words!r} turns {turned} of {suspect.texts} texts into {label!r} that the model takes for others; "
             f"the words nearest to it turn {suspect.control:.0%}"
         ),
         where=Where(token=words),
