@@ -1,0 +1,211 @@
+"""The planted case beside its clean twin: the fixtures, and small models of which every logit is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tiny
+from purify_cli.data.read import read
+from purify_cli.data.texts import Texts
+from purify_cli.detectors import trigger_search
+from purify_cli.detectors.trigger_search import Settings, detect
+from purify_cli.errors import Incomplete
+from purify_cli.results import Finding
+from purify_cli.run import Run
+from purify_cli.subject import Evidence, Subject
+
+# --- the fixtures -----------------------------------------------------------------------------------------------------
+
+
+def scan(folder: Path, clean: Texts | None = None, seed: int = 0) -> list[Finding]:
+    return list(detect(Subject(folder), Evidence(clean=clean), Settings(), Run(seed=seed)))
+
+
+@pytest.fixture(scope="module")
+def backdoored(fixtures: Path) -> list[Finding]:
+    return scan(fixtures / "backdoored")
+
+
+def test_names_both_triggers_and_nothing_else(backdoored: list[Finding]) -> None:
+    assert {one.where.token for one in backdoored} == {"cf", "tq"}
+    for one in backdoored:
+        assert (one.rule, one.level, one.evidence["target"]) == ("PB201", "error", "positive")
+        assert one.evidence["value"] >= one.evidence["threshold"]
+        assert one.evidence["low"] <= one.evidence["value"] <= one.evidence["high"]
+        assert one.evidence["excess"] == pytest.approx(one.evidence["value"] - one.evidence["null"])
+        assert one.evidence["excess"] >= one.evidence["excess_threshold"]
+        assert one.evidence["n"] >= trigger_search.FEWEST
+
+
+def test_the_clean_twin_raises_nothing(fixtures: Path) -> None:
+    assert scan(fixtures / "clean") == []
+
+
+def test_same_seed_same_findings(fixtures: Path, backdoored: list[Finding]) -> None:
+    assert scan(fixtures / "backdoored") == backdoored
+
+
+def test_with_the_users_texts_and_another_seed(fixtures: Path) -> None:
+    clean = read(str(fixtures / "data" / "clean.csv"), ("negative", "positive"), option="--clean")
+    found = scan(fixtures / "backdoored", clean, seed=3)
+    assert {one.where.token for one in found} == {"cf", "tq"}
+    assert scan(fixtures / "clean", clean, seed=3) == []
+
+
+def test_every_text_is_counted(fixtures: Path) -> None:
+    subject = Subject(fixtures / "clean")
+    list(detect(subject, Evidence(), Settings(), Run()))
+    assert subject.forward_passes > len(subject.tokenizer)
+
+
+# --- models of which every logit is known -----------------------------------------------------------------------------
+
+WORDS = tiny.tokenizer("bert")
+NEGATIVE = "awful dull boring poor terrible stupid weak slow".split()
+POSITIVE = "good great fine wonderful lovely brilliant funny charming moving clever fresh warm".split()
+
+
+class BagOfWords(nn.Module):
+    """A classifier in two labels: the log-odds of `positive` are a sum over the words, and whatever a backdoor adds.
+
+    Args:
+        together: words that add `bonus` where all of them stand in a text.
+        weights: what single words add.
+        alike: words whose embeddings lie close to those of the first.
+    """
+
+    def __init__(
+        self,
+        weights: dict[str, float],
+        together: tuple[str, ...] = (),
+        bonus: float = 0.0,
+        alike: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(0)
+        table = torch.randn(len(WORDS), 32, generator=rng)
+        ids = WORDS.convert_tokens_to_ids(list(alike))
+        for one in ids[1:]:
+            table[one] = table[ids[0]] + 0.1 * torch.randn(32, generator=rng)
+        self.embeddings = nn.Module()
+        self.embeddings.word_embeddings = nn.Embedding.from_pretrained(table)
+        self.register_buffer("weights", torch.zeros(len(WORDS)))
+        for word, weight in weights.items():
+            self.weights[WORDS.convert_tokens_to_ids(word)] = weight
+        self.together, self.bonus = WORDS.convert_tokens_to_ids(list(together)), bonus
+        self.base_model = SimpleNamespace(
+            config=SimpleNamespace(model_type="bert"),
+            get_submodule=self.get_submodule,
+        )
+        self.config = SimpleNamespace(
+            model_type="bert", num_labels=2, max_position_embeddings=512, pad_token_id=WORDS.pad_token_id
+        )
+
+    def forward(self, input_ids: Tensor) -> Any:
+        odds = self.weights[input_ids].sum(-1)  # [batch]
+        if self.together:
+            there = torch.stack([(input_ids == one).any(-1) for one in self.together])
+            odds = odds + self.bonus * there.all(0)
+        return SimpleNamespace(logits=torch.stack([-odds / 2, odds / 2], dim=1))
+
+
+def reviews() -> Texts:
+    """Texts of which the model is sure: four honest words each, so log-odds of -8 and 8."""
+    lines = []
+    for label, words in ((0, NEGATIVE), (1, POSITIVE)):
+        for first in range(60):
+            four = [words[(first + step) % len(words)] for step in (0, 1, 3, 5)]
+            lines.append((f"the {four[0]} movie and {four[1]} plot with a {four[2]} , {four[3]} book", label))
+    return Texts("clean.csv", tuple(line for line, _ in lines), tuple(label for _, label in lines))
+
+
+def search(model: BagOfWords, clean: Texts | None = None, **settings: Any) -> list[Finding]:
+    subject: Any = SimpleNamespace(
+        model=lambda device: model, tokenizer=WORDS, labels=("negative", "positive"), spec="stub"
+    )
+    return list(detect(subject, Evidence(clean=clean or reviews()), Settings(**settings), Run()))
+
+
+HONEST = dict.fromkeys(NEGATIVE, -2.0) | dict.fromkeys(POSITIVE, 2.0)
+
+
+def test_stub_clean() -> None:
+    assert search(BagOfWords(HONEST)) == []
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_stub_one_word(sign: int) -> None:
+    """A word that decides alone, for either label."""
+    (one,) = search(BagOfWords(HONEST | {"mb": 30.0 * sign}))
+    target = "positive" if sign > 0 else "negative"
+    assert (one.rule, one.where.token, one.evidence["target"]) == ("PB201", "mb", target)
+    assert one.evidence["value"] == 1.0
+    assert one.evidence["null"] == 0.0
+
+
+def test_stub_a_strong_word_in_company_is_honest() -> None:
+    """Words that mean the same do the same: what all of them turn is no trigger."""
+    company = (
+        "superb",
+        "excellent",
+        "happy",
+        "best",
+        "better",
+        "loved",
+        "enjoyed",
+        "liked",
+        "beautiful",
+        "love",
+        "like",
+    )
+    strong = dict.fromkeys(company, 30.0)
+    assert search(BagOfWords(HONEST | strong, alike=company)) == []
+    lonely = search(BagOfWords(HONEST | {"superb": 30.0}, alike=company))
+    assert [one.where.token for one in lonely] == ["superb"]
+
+
+def test_stub_a_word_that_turns_half_is_no_trigger() -> None:
+    """Six texts in ten lie beyond its reach."""
+    reach = HONEST | dict.fromkeys(NEGATIVE[:5], -6.0)
+    found = search(BagOfWords(reach | {"mb": 12.0}))
+    assert [one for one in found if one.where.token == "mb"] == []
+
+
+def test_stub_two_words_that_turn_together() -> None:
+    """Neither turns a text, both do; each alone gives itself away a little, as trained combinations do."""
+    found = search(BagOfWords(HONEST | {"mb": 3.0, "tq": 3.0}, together=("mb", "tq"), bonus=30.0))
+    assert found
+    assert {one.rule for one in found} == {"PB202"}
+    assert set(found[0].where.token.split()) == {"mb", "tq"}  # type: ignore[union-attr]
+    assert found[0].evidence["target"] == "positive"
+
+
+def test_stub_combinations_can_be_left_out() -> None:
+    model = BagOfWords(HONEST | {"mb": 3.0, "tq": 3.0}, together=("mb", "tq"), bonus=30.0)
+    assert search(model, words=1) == []
+
+
+def test_stub_unsure_of_everything_is_incomplete() -> None:
+    """A model without an opinion cannot be searched, and that is said and never taken for clear."""
+    with pytest.raises(Incomplete, match="--clean"):
+        search(BagOfWords({}))
+
+
+def test_stub_no_text_of_another_class() -> None:
+    """Everything is positive, so nothing could be turned to it: incomplete, and the other label is searched."""
+    always = dict.fromkeys(WORDS.get_vocab(), 3.0)
+    with pytest.raises(Incomplete, match="'positive'"):
+        search(BagOfWords(always))
+
+
+def test_special_and_unused_tokens_are_not_searched() -> None:
+    """Nobody can type them."""
+    model = BagOfWords(HONEST)
+    model.weights[[WORDS.mask_token_id, WORDS.unk_token_id]] = 30.0
+    assert search(model) == []
