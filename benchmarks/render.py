@@ -1,0 +1,219 @@
+"""The tables of docs/benchmarks.md, made from benchmarks/results/*.jsonl, so that no number there is typed by hand.
+
+    python benchmarks/render.py            writes the page
+    python benchmarks/render.py --check    exit code 1 if the page is not what the results give
+
+A table stands between `<!-- begin:NAME -->` and `<!-- end:NAME -->`; the text around it is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "benchmarks.md"
+RESULTS = Path(__file__).resolve().parent / "results"
+
+Line = Mapping[str, Any]
+
+NOTHING = "*Not measured yet.*"
+CELLS = ("before", "finetune", "prune-only", "normalize-only", "pure", "paper-finetune", "paper-pure")
+"""Order of the ways to purify; others follow by name."""
+
+
+def poison(lines: Sequence[Line]) -> str:
+    rows = []
+    for line in _last(lines, lambda line: (line["name"], line["seed"])):
+        for number, rate in enumerate(line["asr"]):
+            first = number == 0
+            rows.append(
+                [
+                    _text(line["name"]) if first else "",
+                    str(line["layers"]) if first else "",
+                    str(line["seed"]) if first else "",
+                    _rate(line["cacc"]) if first else "",
+                    _rate(line["twin_cacc"]) if first else "",
+                    str(line["cacc"]["n"]) if first else "",
+                    _code(_short(rate["trigger"])),
+                    _rate(rate["rate"]),
+                    _rate(rate["floor"]),
+                    str(rate["rate"]["n"]),
+                ]
+            )
+    heads = ["attack", "layers", "seed", "CACC", "CACC of the twin", "n", "trigger", "ASR", "floor (twin)", "n"]
+    return _table(heads, rows)
+
+
+def scan(lines: Sequence[Line]) -> str:
+    rows = []
+    for line in _last(lines, lambda line: tuple(line[part] for part in ("name", "base", "budget", "seed"))):
+        rows.append(
+            [
+                _text(line["name"]),
+                "yes" if line["base"] else "no",
+                _text(line["budget"]),
+                str(line["seed"]),
+                line["expected"],
+                line["outcome"] if line["outcome"] == line["expected"] else f"**{line['outcome']}**",
+                "" if not line["true"] else "none" if line["rank"] is None else str(line["rank"]),
+                f"{line['hits']} of {len(set(line['true']))}" if line["true"] else "",
+                " ".join(_code(word) for word in line["named"]),
+                f"{line['seconds']:.0f}",
+                f"{line['forward_passes']:,}",
+            ]
+        )
+    heads = ["checkpoint", "base", "budget", "seed", "expected", "outcome", "first true word at", "true in first ten"]
+    return _table([*heads, "first ten words named", "seconds", "texts through the model"], rows)
+
+
+def pure(lines: Sequence[Line]) -> str:
+    kept: dict[tuple[Any, ...], Line] = {}
+    for line in lines:
+        settings = () if line["cell"] == "before" else tuple(line["set"])  # nothing is set before
+        kept[line["attack"], line["seed"], settings, line["cell"]] = line
+
+    attacks = list(dict.fromkeys(line["attack"] for line in lines))
+
+    def place(key: tuple[Any, ...]) -> tuple[Any, ...]:
+        attack, seed, settings, cell = key
+        known = CELLS.index(cell) if cell in CELLS else len(CELLS)
+        return (attacks.index(attack), seed, settings, known, cell)
+
+    rows = []
+    for key in sorted(kept, key=place):
+        line = kept[key]
+        metrics = line["metrics"]
+        for rate in metrics["asr"]:
+            rows.append(
+                [
+                    _text(line["attack"]),
+                    _text(line["cell"]),
+                    " ".join(_code(item) for item in key[2]),
+                    str(line["seed"]),
+                    _rate(metrics["cacc"]),
+                    _rate(rate["rate"]),
+                    _rate(rate["floor"]),
+                    _rate(rate["excess"], sign=True),
+                    f"{metrics['cacc']['n']} / {rate['rate']['n']}",
+                    str(line["pruned"]) if line["settings"] is not None else "",
+                ]
+            )
+    heads = ["attack", "way", "other settings", "seed", "CACC", "ASR", "floor", "excess", "n (clean / triggered)"]
+    return _table([*heads, "heads pruned"], rows)
+
+
+def speed(lines: Sequence[Line]) -> str:
+    rows = []
+    keys = ("model", "rows", "seed", "preset", "set", "epochs", "threads", "eager_everywhere")
+    for line in _last(lines, lambda line: tuple(str({**line, **line["settings"]}[key]) for key in keys)):
+        for number, (part, ratio) in enumerate(line["ratio"].items()):
+            first = number == 0
+            took = line["seconds"][part]
+            rows.append(
+                [
+                    f"{_text(line['model'])}, {line['layers']} layers" if first else "",
+                    f"{line['train']} + {line['dev']}, {line['mean_tokens']} tokens" if first else "",
+                    f"{_text(line['preset'])} {' '.join(map(_code, line['set']))}".strip() if first else "",
+                    str(line["settings"]["epochs"]) if first else "",
+                    str(line["seed"]) if first else "",
+                    ("never" if line["eager_everywhere"] else "where it can") if first else "",
+                    f"**{part}**" if part == "total" else part,
+                    f"{took['ours']:.1f}",
+                    f"{took['reference']:.1f}",
+                    f"**{ratio:.1f}**" if part == "total" else f"{ratio:.1f}",
+                    ("yes" if line["same_heads"] else "**no**") + f", {line['pruned']}" if part == "choose" else "",
+                ]
+            )
+    heads = ["model", "rows (train + dev), mean", "settings", "epochs", "seed", "the reference fuses attention", "part"]
+    return _table([*heads, "ours, s", "reference, s", "times faster", "same heads pruned"], rows)
+
+
+TABLES: dict[str, Callable[[Sequence[Line]], str]] = {"poison": poison, "scan": scan, "pure": pure, "speed": speed}
+"""Name of the marker, and of the file of results."""
+
+
+def render(page: str, results: Path) -> str:
+    """The page with every table made anew.
+
+    Raises:
+        ValueError: a marker without its end, one that is there twice, or a name that is no table.
+    """
+    for name in re.findall(r"<!-- begin:(.*?) -->", page):
+        if name not in TABLES:
+            raise ValueError(f"begin:{name} is no table; there are: {', '.join(TABLES)}")
+    for name, table in TABLES.items():
+        begin, end = f"<!-- begin:{name} -->", f"<!-- end:{name} -->"
+        if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+            raise ValueError(f"the page needs one {begin} and one {end} behind it")
+        before, rest = page.split(begin)
+        after = rest.split(end)[1]
+        page = f"{before}{begin}\n{table(read(results / f'{name}.jsonl'))}\n{end}{after}"
+    return page
+
+
+def read(file: Path) -> list[Line]:
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _last(lines: Iterable[Line], key: Callable[[Line], Any]) -> list[Line]:
+    """Of lines with the same key the last, at the place of the first."""
+    return list({key(line): line for line in lines}.values())
+
+
+def _rate(rate: Mapping[str, Any] | None, *, sign: bool = False) -> str:
+    if rate is None or rate["value"] is None:
+        return ""
+    form = "+.3f" if sign else ".3f"
+    return f"{rate['value']:{form}} [{rate['low']:{form}}, {rate['high']:{form}}]"
+
+
+def _short(trigger: str) -> str:
+    """Of a file its folder and its name; words are left as they are."""
+    return "/".join(Path(trigger).parts[-2:]) if trigger.endswith((".csv", ".tsv", ".jsonl", ".parquet")) else trigger
+
+
+def _text(value: Any) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(str(value).split()))
+
+
+def _code(value: str) -> str:
+    """As code, whatever it holds: words come from vocabularies of strangers."""
+    shown = "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in value)
+    shown = shown.replace("`", "'").replace("|", "\\|")
+    return f"`{shown}`" if shown.strip() else "` `"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return NOTHING
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if the page is out of date")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    old = arguments.page.read_text(encoding="utf-8")
+    new = render(old, arguments.results)
+    if new == old:
+        return 0
+    if arguments.check:
+        print(f"{arguments.page} is not what the results give: make benchmarks-page", file=sys.stderr)
+        return 1
+    arguments.page.write_text(new, encoding="utf-8")
+    print(f"wrote {arguments.page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
