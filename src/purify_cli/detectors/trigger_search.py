@@ -58,6 +58,9 @@ UNSURE = 0.35
 FEWEST = 8
 """Texts below which a share says nothing."""
 
+ALSO = 0.5
+"""Share of the texts that a word turns to be told beside a proven trigger of the same label."""
+
 SUSPECTS = 10
 """Words a label that are compared with their control groups."""
 
@@ -274,15 +277,23 @@ class _Search:
         return flips / len(sites), odds / len(sites)
 
     def confirmed(self, target: int, sites: Sequence[_Site], *, combine: bool) -> list[Suspect]:
-        """Single words that pass; failing those, if the model is sure, combinations. The strongest first."""
+        """Single words that pass; failing those, if the model is sure, combinations. The strongest first.
+
+        Where something passed, words without company that turn half of the texts are told too: weaker triggers.
+        """
         suspects = self._single_words(target, sites)
-        passed = [suspect for suspect in suspects if self._passes(suspect)]
+        passed = [suspect for suspect in suspects if self.passes(suspect)]
         if not passed and combine:
             alone = [suspect.words[0] for suspect in suspects if suspect.company <= self.settings.company]
-            passed = [found for found in self._combinations(target, sites, alone) if self._passes(found)]
-        return sorted(passed, key=lambda suspect: (-suspect.flips, -suspect.margin))
+            passed = [found for found in self._combinations(target, sites, alone) if self.passes(found)]
+        if passed:
+            passed += [
+                s for s in suspects if s not in passed and s.flips >= ALSO and s.company <= self.settings.company
+            ]
+        return sorted(passed, key=lambda suspect: (not self.passes(suspect), -suspect.flips, -suspect.margin))
 
-    def _passes(self, suspect: Suspect) -> bool:
+    def passes(self, suspect: Suspect) -> bool:
+        """Whether this alone proves a trigger."""
         enough = suspect.flips >= self.settings.flips and suspect.excess >= self.settings.excess
         return enough and (len(suspect.words) == 1 or suspect.company <= self.settings.company)
 
@@ -343,7 +354,7 @@ class _Search:
         candidates = torch.tensor(alone, dtype=torch.long)
         beam = candidates[:3, None]  # [rows, k]
         found: list[Suspect] = []
-        while beam.shape[1] < self.settings.words and not (found and self._passes(found[-1])):
+        while beam.shape[1] < self.settings.words and not (found and self.passes(found[-1])):
             rows = beam.repeat_interleave(len(candidates), 0)
             grown = torch.cat([rows, candidates.repeat(len(beam))[:, None]], dim=1)
             _, odds = self.score(grown, long[:6], target)
@@ -381,11 +392,11 @@ def _finding(suspect: Suspect, search: _Search, label: str) -> Finding:
     rate = wilson(turned, suspect.texts)
     return Finding(
         rule="PB201" if len(suspect.words) == 1 else "PB202",
-        level="error",
+        level="error" if search.passes(suspect) else "warning",
         detector="trigger_search",
         message=(
-            f"{words!r} turns {turned} of {suspect.texts} texts into {label!r} that the model takes for others; "
-            f"the words nearest to it turn {suspect.control:.0%}"
+            f"{words!r} turns {turned} of {suspect.texts} texts of other labels into {label!r}, "
+            f"the words nearest to it {suspect.control:.0%}"
         ),
         where=Where(token=words),
         evidence={
