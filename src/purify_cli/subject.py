@@ -282,7 +282,7 @@ class Subject:
         shown = ", ".join(f"{label} ({number})" for number, label in enumerate(self.labels[:20])) or "none"
         if len(self.labels) > 20:
             shown += f" and {len(self.labels) - 20} more"
-        raise UsageError(text, f"is not a label of {self.spec}", f"Its labels are {shown}.")
+        raise UsageError("--target", f"{text!r} is not a label of {self.spec}", f"Its labels are {shown}.")
 
     # Its tensors
 
@@ -407,7 +407,7 @@ class Subject:
             UnsupportedError: a kind or an architecture that is not read.
             CheckpointError: config, tensors and tokenizer do not fit together.
         """
-        self._refuse_other()
+        self.check_supported()
         if self.adapter_config is not None:
             return self._open_adapter(num_labels, seed).to(device)
         config = checked_config(self.config, self._shapes, str(self._config_file))
@@ -473,7 +473,13 @@ class Subject:
             replace_classifier(model, num_labels, seed)
         return model.eval()
 
-    def _refuse_other(self) -> None:
+    def check_supported(self) -> None:
+        """Whether `open` knows the kind, the architecture and the format, before anything large is read.
+
+        Raises:
+            UnsupportedError: it does not.
+            CheckpointError: what says so is missing or broken.
+        """
         if self.kind != "other" and self.task not in {"token-classification", "multi-label", "other"}:
             _ = self.family, self.tensors
             return

@@ -211,6 +211,7 @@ def load(
                 dtype=torch.float32,
                 attn_implementation="sdpa" if family.row_from == "interface" else "eager",
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below by name, instead of by a log that nobody sees
                 local_files_only=True,
             )
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -243,9 +244,10 @@ def _check_total(model_class: type[PreTrainedModel], config: PretrainedConfig, o
 
 
 def _check_names(report: Any, form: Form, family: Family, fresh: bool, where: str) -> None:
-    mismatched = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in report["mismatched_keys"])
+    mismatched = sorted(map(_mismatch, report["mismatched_keys"]))
     if mismatched:
-        raise CheckpointError(where, f"tensors of other shapes than the config says: {_some(mismatched)}")
+        problem = f"its tensors do not fit its config: {_some(mismatched)}"
+        raise CheckpointError(where, problem, "Config and weights are of different models.")
     optional = tuple(
         part
         for part in (f"{family.prefix}.{family.pooler}.", f"{family.pooler}.")
@@ -266,8 +268,18 @@ def _check_names(report: Any, form: Form, family: Family, fresh: bool, where: st
         raise CheckpointError(where, problem)
 
 
+def _mismatch(entry: Any) -> str:
+    """A tensor of another shape than the config says, from the library's (name, shape on disk, shape wanted)."""
+    if not isinstance(entry, tuple):
+        return str(entry)
+    name, *shapes = entry
+    if len(shapes) != 2:
+        return str(name)
+    return f"{str(name)[:80]} is {list(shapes[0])}, and the config says {list(shapes[1])}"
+
+
 def _some(names: list[str]) -> str:
-    shown = ", ".join(name[:80] for name in names[:3])
+    shown = ", ".join(name[:160] for name in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 

@@ -65,6 +65,8 @@ def tensor_table(folder: Path, file: Path | None = None, names: tuple[str, str] 
         CheckpointError: no weights, a file that is truncated or lies, shards that contradict their index.
         UnsupportedError: weights of a format that is not read (GGUF, ONNX, TensorFlow, Flax).
     """
+    if file is not None and file.suffix.lower() in _FOREIGN_ENDINGS:
+        raise UnsupportedError(file, "weights of this format are not read", "Convert them to safetensors.")
     files = (file,) if file is not None else weight_files(folder, names)
     if not files:
         foreign = _foreign_weights(folder)
@@ -180,13 +182,19 @@ def _unpickled(file: Path) -> dict[str, torch.Tensor]:
     except pickle.UnpicklingError as error:
         remedy = f"Nothing of it was run. Look at it with: purify scan {file.parent}"
         raise CheckpointError(file, "holds more than tensors, so it is not opened", remedy) from error
-    except (RuntimeError, OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (EOFError, KeyError, TypeError, AttributeError, IndexError) as error:
+        # What a reader of pickles stumbles over in other files; its words say nothing to anybody.
+        raise CheckpointError(file, "is no file of weights that torch wrote") from error
+    except (RuntimeError, OSError, ValueError) as error:
         raise CheckpointError(file, f"cannot be read as PyTorch weights ({_reason(error)})") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):
         raise CheckpointError(file, f"holds a {type(content).__name__} and no named tensors")
     return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
+
+
+_FOREIGN_ENDINGS = frozenset({".gguf", ".onnx", ".h5", ".msgpack"})
 
 
 def _foreign_weights(folder: Path) -> Path | None:

@@ -92,11 +92,12 @@ def _check_options(request: EvalRequest) -> None:
 
 
 def _check_task(subject: Subject) -> None:
+    subject.check_supported()
     if subject.task != "classifier" and not (subject.task == "regression" and len(subject.labels) == 1):
         raise UnsupportedError(
             str(subject.spec),
-            f"is no text classifier but: {subject.task}",
-            "Give a checkpoint with a trained classifier.",
+            f"has no trained classifier, it is of the kind {subject.task}",
+            "Give one that classifies whole texts.",
         )
 
 

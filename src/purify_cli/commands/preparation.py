@@ -34,7 +34,9 @@ def check_task(subject: Subject) -> None:
 
     Raises:
         UnsupportedError: a regression, a token classifier, a multi-label classifier or anything unknown.
+        CheckpointError: its config or its weights are missing or broken.
     """
+    subject.check_supported()
     if subject.task not in TRAINABLE_TASKS:
         raise UnsupportedError(
             subject.spec,

@@ -154,6 +154,8 @@ def purify(request: PurifyRequest) -> PurifyResult:
     summary = subject.summary()
     inputs = [Path(path) for path in (request.clean, request.untrusted, request.test, request.poisoned) if path]
     if request.dry_run:
+        # A preview may need no weights; a promise on weights that cannot be opened would be none.
+        _ = subject.open("cpu", num_labels=len(labels)), subject.tokenizer
         report = _preview(method, name, subject, evidence, train, dev, settings, request.run)
         limits = Limits(None, request.max_drop, None, ("nothing was changed: --dry-run",))
         return PurifyResult(summary, name, asdict(settings), None, None, report, None, limits)

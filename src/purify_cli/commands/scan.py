@@ -201,6 +201,8 @@ class _Needs:
             return None
         if need == "classifier":
             task = self._subject.task
+            if task == "other":
+                self._subject.check_supported()  # says more than that it is something else
             return None if task == "classifier" else f"needs a single-label classifier, and this is {_kind(task)}"
         if need in _GIVEN_BY:
             if getattr(self._evidence, need) is not None:
