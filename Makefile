@@ -6,7 +6,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs fixtures clean distclean
+.PHONY: help demo test lint format docs benchmarks-page fixtures clean distclean
 
 # 3.11 first: it is what constraints.txt was tested with. The shims of pyenv exist for versions that are not active,
 # so each candidate is asked, not just looked up.
@@ -78,6 +78,10 @@ format: $(VENV)/.developer
 
 docs: $(VENV)/.developer
 	$(BIN)/python -m pytest -q tests/test_docs.py
+
+# The tables of docs/benchmarks.md, from benchmarks/results/.
+benchmarks-page: $(VENV)/.created
+	$(BIN)/python benchmarks/render.py
 
 fixtures: $(VENV)/.installed
 	$(BIN)/python fixtures/make.py

@@ -73,28 +73,24 @@ def scan(lines: Sequence[Line]) -> str:
 
 
 def pure(lines: Sequence[Line]) -> str:
-    kept: dict[tuple[Any, ...], Line] = {}
-    for line in lines:
-        settings = () if line["cell"] == "before" else tuple(line["set"])  # nothing is set before
-        kept[line["attack"], line["seed"], settings, line["cell"]] = line
-
     attacks = list(dict.fromkeys(line["attack"] for line in lines))
 
-    def place(key: tuple[Any, ...]) -> tuple[Any, ...]:
-        attack, seed, settings, cell = key
-        known = CELLS.index(cell) if cell in CELLS else len(CELLS)
-        return (attacks.index(attack), seed, settings, known, cell)
+    def place(line: Line) -> tuple[Any, ...]:
+        way, _, other = line["cell"].partition(":")
+        known = CELLS.index(way) if way in CELLS else len(CELLS)
+        # Trials of other settings stand behind the ways as they are.
+        return (attacks.index(line["attack"]), line["seed"], bool(other), known, line["cell"])
 
     rows = []
-    for key in sorted(kept, key=place):
-        line = kept[key]
+    for line in sorted(_last(lines, lambda line: (line["attack"], line["cell"], line["seed"])), key=place):
         metrics = line["metrics"]
+        way, _, other = line["cell"].partition(":")
         for rate in metrics["asr"]:
             rows.append(
                 [
                     _text(line["attack"]),
-                    _text(line["cell"]),
-                    " ".join(_code(item) for item in key[2]),
+                    " ".join([_text(way), *(_code(item) for item in other.split(",") if item)]),
+                    _settings(way, line["settings"]),
                     str(line["seed"]),
                     _rate(metrics["cacc"]),
                     _rate(rate["rate"]),
@@ -104,14 +100,25 @@ def pure(lines: Sequence[Line]) -> str:
                     str(line["pruned"]) if line["settings"] is not None else "",
                 ]
             )
-    heads = ["attack", "way", "other settings", "seed", "CACC", "ASR", "floor", "excess", "n (clean / triggered)"]
+    heads = ["attack", "way", "settings", "seed", "CACC", "ASR", "floor", "excess", "n (clean / triggered)"]
     return _table([*heads, "heads pruned"], rows)
+
+
+def _settings(way: str, settings: Mapping[str, Any] | None) -> str:
+    """Those that tell one way from another, in short."""
+    if settings is None:
+        return ""
+    shown = [f"rate {settings['learning_rate']:g}", f"epochs {settings['epochs']}"]
+    if settings["normalize"] and not way.endswith("finetune"):
+        shown.append(f"λ {settings['penalty']:g}, c {settings['layer_weights']}")
+    shown.append("new classifier" if settings["fresh_classifier"] else "classifier kept")
+    return ", ".join(shown)
 
 
 def speed(lines: Sequence[Line]) -> str:
     rows = []
-    keys = ("model", "rows", "seed", "preset", "set", "epochs", "threads", "eager_everywhere")
-    for line in _last(lines, lambda line: tuple(str({**line, **line["settings"]}[key]) for key in keys)):
+    keys = ("model", "rows", "seed", "preset", "set", "settings", "threads", "eager_everywhere")
+    for line in _last(lines, lambda line: tuple(str(line[key]) for key in keys)):
         for number, (part, ratio) in enumerate(line["ratio"].items()):
             first = number == 0
             took = line["seconds"][part]
@@ -121,7 +128,7 @@ def speed(lines: Sequence[Line]) -> str:
                     f"{line['train']} + {line['dev']}, {line['mean_tokens']} tokens" if first else "",
                     f"{_text(line['preset'])} {' '.join(map(_code, line['set']))}".strip() if first else "",
                     str(line["settings"]["epochs"]) if first else "",
-                    str(line["seed"]) if first else "",
+                    f"{line['seed']}, {line['threads']}" if first else "",
                     ("never" if line["eager_everywhere"] else "where it can") if first else "",
                     f"**{part}**" if part == "total" else part,
                     f"{took['ours']:.1f}",
@@ -130,7 +137,7 @@ def speed(lines: Sequence[Line]) -> str:
                     ("yes" if line["same_heads"] else "**no**") + f", {line['pruned']}" if part == "choose" else "",
                 ]
             )
-    heads = ["model", "rows (train + dev), mean", "settings", "epochs", "seed", "the reference fuses attention", "part"]
+    heads = ["model", "rows (train + dev), mean", "settings", "epochs", "seed, threads", "the reference fuses attention", "part"]
     return _table([*heads, "ours, s", "reference, s", "times faster", "same heads pruned"], rows)
 
 
