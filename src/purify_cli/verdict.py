@@ -38,7 +38,7 @@ def judge(checks: Sequence[Check], findings: Sequence[Finding], selected: Sequen
     """
     errors = [finding for finding in findings if finding.level == "error"]
     if errors:
-        reasons = tuple(dict.fromkeys(f"{finding.rule}: {finding.message}" for finding in errors))
+        reasons = tuple(dict.fromkeys(map(_reason, errors)))
         return Verdict("fail", _risk(findings), "an error was found", reasons)
     needed = [name for name in ESSENTIAL if name in selected] or list(selected)
     done = {check.detector for check in checks if check.outcome in ("found", "clear")}
@@ -49,6 +49,13 @@ def judge(checks: Sequence[Check], findings: Sequence[Finding], selected: Sequen
         return Verdict("inconclusive", _risk(findings) if findings else None, "a needed check is missing", reasons)
     looked = ", ".join(check.detector for check in checks if check.outcome in ("found", "clear"))
     return Verdict("pass", _risk(findings), "no error was found", (f"nothing that proves a backdoor in: {looked}",))
+
+
+def _reason(finding: Finding) -> str:
+    """What an error says, with its file where the message does not name it."""
+    file = finding.where.file
+    place = f"{file}: " if file is not None and file not in finding.message else ""
+    return f"{finding.rule}: {place}{finding.message}"
 
 
 def _risk(findings: Sequence[Finding]) -> float:

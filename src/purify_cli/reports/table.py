@@ -81,7 +81,7 @@ def _scan(page: Page, report: Report, result: ScanResult) -> None:
     verdict = result.verdict
     page.headline(verdict.outcome.upper(), _STYLES[verdict.outcome], _scan_sentence(result))
 
-    page.section(f"Why (rule {escape(verdict.rule)})")
+    page.section(f"Why: {escape(verdict.rule)}")
     for reason in verdict.reasons or ("nothing was found, and every check that the verdict needs has run",):
         page.item(escape(reason, limit=_MESSAGE_LIMIT))
 
@@ -136,7 +136,7 @@ def _accusation(findings: Sequence[Finding]) -> str:
     if behaviour:
         named = sorted(behaviour, key=lambda finding: finding.rule[:2] != "PB")
         token = next((finding.where.token for finding in named if finding.where.token is not None), None)
-        clauses.append("carries signs of a backdoor" + ("" if token is None else f", first of all at {_token(token)}"))
+        clauses.append("carries signs of a backdoor" + ("" if token is None else f" (first of all at {_token(token)})"))
     if any(finding.rule.startswith("PA") for finding in grave):
         clauses.append("holds files that are not safe to load")
     if any(finding.rule.startswith("PM") for finding in grave):
@@ -204,6 +204,7 @@ def _place(finding: Finding) -> str:
 def _scan_next(page: Page, report: Report, result: ScanResult) -> None:
     page.section("Next")
     path, outcome = _pasted(result.subject.path), result.verdict.outcome
+    verdict_reasons = result.verdict.reasons
     grave = [finding for finding in result.findings if finding.level == "error"]
     if outcome == "fail":
         kinds = {finding.rule[:2] for finding in grave}
@@ -220,11 +221,20 @@ def _scan_next(page: Page, report: Report, result: ScanResult) -> None:
             page.item("The mark alone decided. To see what the other checks say:")
             page.command(_extended(report, path, ("--ignore-mark",)))
         return
-    missing = _missing_options(result.checks)
-    broken = [check.detector for check in result.checks if check.outcome == "failed"]
-    if outcome == "inconclusive" and broken:
+    # An inconclusive verdict waits for the checks that its reasons name; options for the others would not change it.
+    awaited = [
+        check
+        for check in result.checks
+        if outcome == "pass" or any(reason.startswith(check.detector + " ") for reason in verdict_reasons)
+    ] or list(result.checks)
+    missing = _missing_options(awaited)
+    broken = outcome == "inconclusive" and any(check.outcome == "failed" for check in awaited)
+    if broken and any("a fault of ours" in check.reason for check in awaited):
         page.item("See what stopped the checks that failed:")
         page.command(_extended(report, path, ("--verbose",)))
+    elif broken and not missing:
+        page.item("Mend what is named above, and scan it again:")
+        page.command(_extended(report, path, ()))
     if missing:
         page.item("Give the checks what they lack (names in capitals are yours to fill in):")
         page.command(_extended(report, path, missing))
@@ -240,10 +250,10 @@ def _scan_next(page: Page, report: Report, result: ScanResult) -> None:
 
 
 def _missing_options(checks: Sequence[Check]) -> tuple[str, ...]:
-    """The options that skipped checks ask for, with a word in capitals for each value."""
+    """The options that checks ask for which could not run, with a word in capitals for each value."""
     wanted: list[str] = []
     for option, placeholder in (("--base", "BASE_CHECKPOINT"), ("--twin", "TWIN_CHECKPOINT"), ("--clean", "CLEAN_CSV")):
-        if any(check.outcome == "skipped" and option in check.reason for check in checks):
+        if any(check.outcome in {"skipped", "failed"} and option in check.reason for check in checks):
             wanted += [option, placeholder]
     return tuple(wanted)
 
