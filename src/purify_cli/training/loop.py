@@ -310,7 +310,8 @@ def _optimizer(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.
     groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.learning_rate)
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
+    # Fused: one pass over weights and moments; on a CPU a third of a step of a small encoder is its embedding's update.
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
 
 
 def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, total: int) -> LRScheduler:
