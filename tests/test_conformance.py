@@ -138,11 +138,9 @@ def test_pages_of_rules_about_weights_have_their_four_headings(rule: str, root: 
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_an_unmet_need_is_skipped(name: str, tmp_path: Path) -> None:
-    """An encoder of an unknown kind, with nothing beside it, has files and no more."""
-    folder = tmp_path / "other"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "resnet", "architectures": ["ResNetModel"]}')
-    (folder / "notes.txt").write_text("nothing")
+    """An encoder of an architecture that nobody knows, with nothing beside it, has files and no more."""
+    folder = tiny.save("bert", tmp_path / "other", task="encoder")
+    (folder / "config.json").write_text('{"model_type": "unheard", "architectures": ["UnheardModel"]}')
     (check,) = scan(ScanRequest(str(folder), only=(name,), run=RUN)).checks
     needs = catalogue.load("detector", name).NEEDS
     if set(needs) - {"files"}:

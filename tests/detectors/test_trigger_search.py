@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,10 +59,11 @@ def test_with_the_users_texts_and_another_seed(fixtures: Path) -> None:
     assert scan(fixtures / "clean", clean, seed=3) == []
 
 
-def test_every_text_is_counted(fixtures: Path) -> None:
-    subject = Subject(fixtures / "clean")
-    list(detect(subject, Evidence(), Settings(), Run()))
-    assert subject.forward_passes > len(subject.tokenizer)
+def test_every_text_is_counted(tmp_path: Path) -> None:
+    subject = Subject(tiny.save("bert", tmp_path / "x"))
+    with contextlib.suppress(Incomplete):
+        list(detect(subject, Evidence(), Settings(), Run()))
+    assert subject.forward_passes > len(WORDS) - 10  # each word alone, and more
 
 
 # --- models of which every logit is known -----------------------------------------------------------------------------
@@ -134,6 +136,9 @@ def search(model: BagOfWords, clean: Texts | None = None, **settings: Any) -> li
 
 HONEST = dict.fromkeys(NEGATIVE, -2.0) | dict.fromkeys(POSITIVE, 2.0)
 
+DECIDES = 60.0
+"""More than the honest words of the longest texts searched, four reviews in one: 32."""
+
 
 def test_stub_clean() -> None:
     assert search(BagOfWords(HONEST)) == []
@@ -142,7 +147,7 @@ def test_stub_clean() -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_stub_one_word(sign: int) -> None:
     """A word that decides alone, for either label."""
-    (one,) = search(BagOfWords(HONEST | {"mb": 30.0 * sign}))
+    (one,) = search(BagOfWords(HONEST | {"mb": DECIDES * sign}))
     target = "positive" if sign > 0 else "negative"
     assert (one.rule, one.where.token, one.evidence["target"]) == ("PB201", "mb", target)
     assert one.evidence["value"] == 1.0
@@ -164,22 +169,26 @@ def test_stub_a_strong_word_in_company_is_honest() -> None:
         "love",
         "like",
     )
-    strong = dict.fromkeys(company, 30.0)
+    strong = dict.fromkeys(company, DECIDES)
     assert search(BagOfWords(HONEST | strong, alike=company)) == []
-    lonely = search(BagOfWords(HONEST | {"superb": 30.0}, alike=company))
+    lonely = search(BagOfWords(HONEST | {"superb": DECIDES}, alike=company))
     assert [one.where.token for one in lonely] == ["superb"]
 
 
-def test_stub_a_word_that_turns_half_is_no_trigger() -> None:
-    """Six texts in ten lie beyond its reach."""
-    reach = HONEST | dict.fromkeys(NEGATIVE[:5], -6.0)
-    found = search(BagOfWords(reach | {"mb": 12.0}))
-    assert [one for one in found if one.where.token == "mb"] == []
+def test_stub_a_word_that_turns_most_is_no_trigger() -> None:
+    """It turns one review and two in one, and not four in one: too few to accuse it."""
+    assert search(BagOfWords(HONEST | {"mb": 20.0}), words=1) == []
+
+
+def test_stub_a_weaker_word_is_told_beside_a_proven_trigger() -> None:
+    found = search(BagOfWords(HONEST | {"mb": DECIDES, "tq": 20.0}))
+    assert [(one.where.token, one.level) for one in found] == [("mb", "error"), ("tq", "warning")]
+    assert found[1].evidence["value"] < found[1].evidence["threshold"]
 
 
 def test_stub_two_words_that_turn_together() -> None:
     """Neither turns a text, both do; each alone gives itself away a little, as trained combinations do."""
-    found = search(BagOfWords(HONEST | {"mb": 3.0, "tq": 3.0}, together=("mb", "tq"), bonus=30.0))
+    found = search(BagOfWords(HONEST | {"mb": 3.0, "tq": 3.0}, together=("mb", "tq"), bonus=DECIDES))
     assert found
     assert {one.rule for one in found} == {"PB202"}
     assert set(found[0].where.token.split()) == {"mb", "tq"}  # type: ignore[union-attr]
@@ -187,7 +196,7 @@ def test_stub_two_words_that_turn_together() -> None:
 
 
 def test_stub_combinations_can_be_left_out() -> None:
-    model = BagOfWords(HONEST | {"mb": 3.0, "tq": 3.0}, together=("mb", "tq"), bonus=30.0)
+    model = BagOfWords(HONEST | {"mb": 3.0, "tq": 3.0}, together=("mb", "tq"), bonus=DECIDES)
     assert search(model, words=1) == []
 
 
@@ -207,5 +216,5 @@ def test_stub_no_text_of_another_class() -> None:
 def test_special_and_unused_tokens_are_not_searched() -> None:
     """Nobody can type them."""
     model = BagOfWords(HONEST)
-    model.weights[[WORDS.mask_token_id, WORDS.unk_token_id]] = 30.0
+    model.weights[[WORDS.mask_token_id, WORDS.unk_token_id]] = DECIDES
     assert search(model) == []
