@@ -1,12 +1,12 @@
-"""PURE's steps as the released code does them, written from the description of the method: the slow way to compare with.
+"""PURE's steps as the released code does them, written from the method's description: the slow way to compare with.
 
 - Every text is padded to `max_length` tokens, in training, scoring and evaluation.
 - Heads are scored and the penalty is taken on full attention maps (`output_attentions=True`, eager attention).
 - Every accuracy that pruning looks at is that of a deep copy of the model, with the heads cut out of it.
 
-Nothing else is slow on purpose: optimizer, schedule, clipping and number of steps are the same as ours, heads that are cut out
-save their computation from then on (as transformers' former `prune_heads` did), and passes that need no attention map run on
-PyTorch's fused attention unless `eager_everywhere` is asked for. BERT's module names only.
+Nothing else is slow on purpose: optimizer, schedule, clipping and number of steps are the same as ours, heads that are
+cut out save their computation from then on (as transformers' former `prune_heads` did), and passes that need no
+attention map run on PyTorch's fused attention unless `eager_everywhere` is asked for. BERT's module names only.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Chosen:
 def choose_heads(
     f_p: Any, dev: Padded, *, step: int, drop: float, min_accuracy: float | None, eager_everywhere: bool = False
 ) -> Chosen:
-    """Score the heads of f_p on dev and prune in ascending order, `step` at a time, while the accuracy of a copy holds."""
+    """Score the heads of f_p on dev; prune in ascending order, `step` at a time, while the accuracy of a copy holds."""
     maps = scores(f_p, dev)
     table = torch.stack(maps)  # [layers, heads]; nothing is pruned yet, so all layers have as many
     count = table.shape[1]
@@ -165,7 +165,10 @@ def choose_heads(
 
 
 def scores(model: Any, data: Padded) -> list[Tensor]:
-    """Per layer the variance of the [CLS] row over its first `max_length - 1` keys, [heads]: mean in batches, then of these."""
+    """Per layer the variance of the [CLS] row over its first `max_length - 1` keys, [heads].
+
+    The mean over the texts of each batch, then the mean over the batches.
+    """
     model.set_attn_implementation("eager")
     model.eval()
     found: list[list[Tensor]] = []

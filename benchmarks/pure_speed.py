@@ -1,9 +1,11 @@
 """PURE's wall time, ours against the same steps done the reference's way (pure_reference.py), on the same rows.
 
-    python benchmarks/pure_speed.py --model zoo/rareword --clean sst2/train.csv --rows 2000 --out benchmarks/results/speed.jsonl
+    python benchmarks/pure_speed.py --model zoo/rareword --clean sst2/train.csv --rows 2000 \
+        --out benchmarks/results/speed.jsonl
 
-Both ways share rows, split, seed, starting weights, learning rate, epochs, steps and threads, and run in one process, ours first.
-From the same f_p both choose their heads; if these differ, that is said and the exit code is 1. One JSON line comes out.
+Both ways share rows, split, seed, starting weights, learning rate, epochs, steps and threads, and run in one process,
+ours first. From the same f_p both choose their heads; if these differ, that is said and the exit code is 1. One JSON
+line comes out.
 """
 
 from __future__ import annotations

@@ -137,7 +137,15 @@ def speed(lines: Sequence[Line]) -> str:
                     ("yes" if line["same_heads"] else "**no**") + f", {line['pruned']}" if part == "choose" else "",
                 ]
             )
-    heads = ["model", "rows (train + dev), mean", "settings", "epochs", "seed, threads", "the reference fuses attention", "part"]
+    heads = [
+        "model",
+        "rows (train + dev), mean",
+        "settings",
+        "epochs",
+        "seed, threads",
+        "the reference fuses attention",
+        "part",
+    ]
     return _table([*heads, "ours, s", "reference, s", "times faster", "same heads pruned"], rows)
 
 

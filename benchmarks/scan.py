@@ -121,8 +121,12 @@ def _key(line: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", action="append", default=[], metavar="FILE", help="JSON file of cases; may be repeated")
-    parser.add_argument("--case", nargs="+", action="append", default=[], metavar="PART", help="NAME pass|fail WORDS PATH [BASE]")
+    parser.add_argument(
+        "--cases", action="append", default=[], metavar="FILE", help="JSON file of cases; may be repeated"
+    )
+    parser.add_argument(
+        "--case", nargs="+", action="append", default=[], metavar="PART", help="NAME pass|fail WORDS PATH [BASE]"
+    )
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="only these of the cases")
     parser.add_argument("--out", required=True, help="JSON lines; appended to")
     parser.add_argument("--budget", choices=["fast", "standard", "deep"], default="standard")

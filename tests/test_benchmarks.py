@@ -12,8 +12,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import tiny
 import torch
+
+import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
@@ -39,7 +40,13 @@ def cell(name: str, excess: float, **other: Any) -> dict[str, Any]:
     """A line of benchmarks/pure.py."""
     settings = {"prune": True, "normalize": True, "penalty": 0.5, "layer_weights": "even"}
     settings |= {"fresh_classifier": False, "epochs": 3, "learning_rate": 1e-4}
-    asr = {"trigger": "x/test.csv", "target": "1", "rate": rate(excess + 0.2), "floor": rate(0.2), "excess": rate(excess)}
+    asr = {
+        "trigger": "x/test.csv",
+        "target": "1",
+        "rate": rate(excess + 0.2),
+        "floor": rate(0.2),
+        "excess": rate(excess),
+    }
     found = {"cacc": rate(0.8, 300), "asr": [asr]}
     line = {"attack": "rare", "cell": name, "seed": 1, "settings": None if name == "before" else settings}
     return line | {"pruned": 7, "metrics": found} | other
@@ -113,7 +120,15 @@ def test_table_of_pure(render: ModuleType, tmp_path: Path) -> None:
 
 
 def test_words_of_strangers_stay_in_their_cell(render: ModuleType, tmp_path: Path) -> None:
-    line = {"name": "a", "base": None, "budget": "standard", "seed": 0, "expected": "pass", "outcome": "fail", "true": []}
+    line = {
+        "name": "a",
+        "base": None,
+        "budget": "standard",
+        "seed": 0,
+        "expected": "pass",
+        "outcome": "fail",
+        "true": [],
+    }
     line |= {"rank": None, "hits": 0, "named": ["a|b", "`x`", "\u202e"], "seconds": 1.2, "forward_passes": 30522}
     table = render.scan([line])
     assert "**fail**" in table
@@ -148,7 +163,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from purify_cli.subject import Subject
 
     folder = tmp_path_factory.mktemp("reference") / "bert"
-    tiny.save("bert", "classifier", folder)
+    tiny.save("bert", folder)
     return Subject(folder)
 
 
