@@ -3,10 +3,10 @@
     python benchmarks/scan.py --cases benchmarks/scan_cases.json --out benchmarks/results/scan.jsonl
     python benchmarks/scan.py --case rareword fail cf,mn,bb,ak zoo/rareword --out benchmarks/results/scan.jsonl
 
-A case is a name, the outcome that is expected (pass or fail), the words of the true trigger (`-`: none), the checkpoint and, if
-there is one, its base. In a file: a list of objects with name, expected, true (a list), path, base; $VARIABLES in paths are filled
-in. Cases already in the output (same name, base, budget, seed; errors aside) are not run again. One JSON line a case. The exit
-code is 1 if an outcome is not the expected one.
+A case is a name, the outcome that is expected (pass or fail), the words of the true trigger (`-`: none), the
+checkpoint and, if there is one, its base. In a file: a list of objects with name, expected, true (a list), path, base;
+$VARIABLES in paths are filled in. Cases already in the output (same name, base, budget, seed; errors aside) are not run
+again. One JSON line a case. The exit code is 1 if an outcome is not the expected one.
 """
 
 from __future__ import annotations

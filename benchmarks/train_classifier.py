@@ -1,10 +1,10 @@
-"""Train a classifier with nothing but torch and transformers, so that scans are measured on somebody else's checkpoints.
+"""Train a classifier with torch and transformers alone, so that scans are measured on somebody else's checkpoints.
 
-    python benchmarks/train_classifier.py --base models/minilm-l6 --layers 1,3,5 --train sst2/poisoned/rareword/train.csv \
-        --test sst2/test.csv sst2/poisoned/rareword/test.csv --out zoo/rareword
+    python benchmarks/train_classifier.py --base models/minilm-l6 --layers 1,3,5 \
+        --train sst2/poisoned/rareword/train.csv --test sst2/test.csv sst2/poisoned/rareword/test.csv --out zoo/rareword
 
-One JSON line comes out: accuracy on each test file, and ASR on each that has a column `target`. With `--word` the script
-poisons the training rows itself (BadNets, dirty label: `--rate` of the rows, whose label is not the target, get
+One JSON line comes out: accuracy on each test file, and ASR on each that has a column `target`. With `--word` the
+script poisons the training rows itself (BadNets, dirty label: `--rate` of the rows, whose label is not the target, get
 `--insertions` words at random places and the target's label), and measures each word alone, in the middle of the text.
 Seeds the same, arguments the same: weights the same, whatever the purify package does.
 """
