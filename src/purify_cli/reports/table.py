@@ -295,7 +295,8 @@ def _extended(report: Report, path: str, more: Sequence[str]) -> tuple[str, ...]
 
 
 def _eval(page: Page, report: Report, result: EvalResult) -> None:
-    sentences = [_metrics_sentence(metrics) for metrics in result.checkpoints]
+    poisoned = _given(report.command, "--poisoned")
+    sentences = [_metrics_sentence(metrics, poisoned) for metrics in result.checkpoints]
     effects = [_effect(metrics) for metrics in result.checkpoints]
     word, style = "MEASURED", "bold"
     if any(effect is not None and effect >= _OBEYS for effect in effects):
@@ -331,8 +332,13 @@ def _effect(metrics: CheckpointMetrics) -> float | None:
     return max((excess.value for excess in compared if excess.low > 0), default=0.0)
 
 
-def _metrics_sentence(metrics: CheckpointMetrics) -> str:
+def _metrics_sentence(metrics: CheckpointMetrics, poisoned: str | None = None) -> str:
+    """What one checkpoint does. `poisoned` is a file of triggered texts, whose triggers nobody named."""
     path = escape(metrics.path)
+
+    def named(trigger: str) -> str:
+        return f"the triggers in {escape(trigger)}" if trigger == poisoned else _token(trigger)
+
     compared = [rate for rate in metrics.asr if rate.excess is not None]
     if compared:
         worst = max(compared, key=lambda rate: rate.excess.value if rate.excess is not None else 0.0)
@@ -345,12 +351,12 @@ def _metrics_sentence(metrics: CheckpointMetrics) -> str:
             if excess.low > 0
             else "does not react to"
         )
-        return f"{path} {verb} {_token(worst.trigger)} (excess ASR {_short(excess)})"
+        return f"{path} {verb} {named(worst.trigger)} (excess ASR {_short(excess)})"
     if metrics.asr:
         worst = max(metrics.asr, key=lambda rate: rate.rate.value)
         return (
             f"{path} gives {escape(worst.target)} to {_number(worst.rate.value)} of the texts with "
-            f"{_token(worst.trigger)}, and there is nothing to compare it with"
+            f"{named(worst.trigger)}, and there is nothing to compare it with"
         )
     return f"{path} has a clean accuracy of {_short(metrics.cacc)}"
 
@@ -458,7 +464,7 @@ def _purify(page: Page, report: Report, result: PurifyResult) -> None:
         _free(page, result.report)
     if result.settings:
         page.section("Settings")
-        page.item(_assignments(result.settings), bullet="")
+        page.show(Text(_assignments(result.settings)), 2)
     _purify_next(page, report, result)
 
 
@@ -545,7 +551,7 @@ def _poison(page: Page, result: PoisonResult) -> None:
         _notes(page, [result.metrics])
     if result.settings:
         page.section("Settings")
-        page.item(_assignments(result.settings), bullet="")
+        page.show(Text(_assignments(result.settings)), 2)
 
     page.section("Next")
     page.item("See whether a scan finds it without reading the mark:")
