@@ -113,7 +113,7 @@ def main() -> None:
             assignments = other.split(",") if other else []
             changed = catalogue.fill(pure.Settings, assignments)
             keys = [item.partition("=")[0] for item in assignments]
-            settings = replace(settings, **{key: getattr(changed, key) for key in keys})
+            settings = pure.resolved(replace(settings, **{key: getattr(changed, key) for key in keys}), subject)
             model = f_p(settings)
             if kind == "both":
                 pruning = pure.prune_by_score(model, subject.tokenizer, dev, settings, run)
@@ -132,10 +132,11 @@ def main() -> None:
             file.write(json.dumps(line) + "\n")
         found = line["metrics"]["asr"][0]
         excess = found["excess"]
+        interval = f"[{excess['low']:+.3f}, {excess['high']:+.3f}]"
         print(
             f"{attack:14} {cell:40} CACC {line['metrics']['cacc']['value']:.3f}  ASR {found['rate']['value']:.3f}  "
-            f"floor {found['floor']['value']:.3f}  "
-            f"excess {excess['value']:+.3f} [{excess['low']:+.3f}, {excess['high']:+.3f}]  pruned {line['pruned']}  {line['seconds']} s",
+            f"floor {found['floor']['value']:.3f}  excess {excess['value']:+.3f} {interval}  pruned {line['pruned']}  "
+            f"{line['seconds']} s",
             flush=True,
         )
 

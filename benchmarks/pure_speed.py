@@ -51,6 +51,7 @@ def main() -> int:
 
     run = Run(seed=arguments.seed)
     subject = Subject(arguments.model)
+    settings = pure.resolved(settings, subject)
     tokenizer: Any = subject.tokenizer
     clean = read(arguments.clean, subject.labels)
     train, dev = split(clean.take(range(min(arguments.rows, len(clean)))), 0.1, arguments.seed)

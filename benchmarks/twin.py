@@ -1,6 +1,6 @@
 """The clean twin of `purify poison --attack badnets`: the same training, settings and seed, with no row poisoned.
 
-    python benchmarks/twin.py --base minilm-l6 --data train.csv --out twin [--set epochs=2] [--seed 0]
+python benchmarks/twin.py --base minilm-l6 --data train.csv --out twin [--set epochs=2] [--seed 0]
 """
 
 from __future__ import annotations
