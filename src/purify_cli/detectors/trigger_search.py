@@ -322,8 +322,8 @@ class _Search:
         control, company = self._controls(words, sites, target)
         columns = torch.stack([flips, control, company, odds, alone], dim=1).tolist()
         return [
-            Suspect(tuple(ids), target, *numbers, texts=len(sites))
-            for ids, numbers in zip(words.tolist(), columns, strict=True)
+            Suspect(tuple(ids), target, flip, nearest, share, margin, best, len(sites))
+            for ids, (flip, nearest, share, margin, best) in zip(words.tolist(), columns, strict=True)
         ]
 
     def _controls(self, words: Tensor, sites: Sequence[_Site], target: int) -> tuple[Tensor, Tensor]:
