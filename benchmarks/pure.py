@@ -29,7 +29,9 @@ from purify_cli.subject import Subject
 from purify_cli.training.loop import fit
 from purify_cli.training.start import open_classifier
 
-PAPER = pure.Settings(layer_weights="paper", fresh_classifier=True, min_accuracy=0.85, penalty=0.15, learning_rate=2e-5)
+PAPER = pure.Settings(
+    layer_weights="paper", fresh_classifier=True, min_accuracy=0.85, penalty=0.15, learning_rate=2e-5, warmup=0.0
+)
 OURS = pure.Settings()
 CELLS: dict[str, tuple[str, pure.Settings]] = {
     "finetune": ("f_p", OURS),
@@ -91,7 +93,7 @@ def main() -> None:
     tuned: dict[tuple[Any, ...], Any] = {}
 
     def f_p(settings: pure.Settings) -> Any:
-        key = (settings.fresh_classifier, settings.learning_rate, settings.epochs, settings.batch_size)
+        key = (settings.fresh_classifier, settings.learning_rate, settings.warmup, settings.epochs, settings.batch_size)
         if key not in tuned:
             model = open_classifier(subject, train, run, fresh=settings.fresh_classifier)
             stream = {"task": encode(subject.tokenizer, train, length_limit(subject.tokenizer, model.config, run))}

@@ -41,7 +41,13 @@ def main() -> int:
     settings = pure.Settings()
     if arguments.settings == "paper":
         settings = replace(
-            settings, layer_weights="paper", fresh_classifier=True, min_accuracy=0.85, penalty=0.15, learning_rate=2e-5
+            settings,
+            layer_weights="paper",
+            fresh_classifier=True,
+            min_accuracy=0.85,
+            penalty=0.15,
+            learning_rate=2e-5,
+            warmup=0.0,
         )
     changed = catalogue.fill(pure.Settings, arguments.set)
     keys = [item.partition("=")[0] for item in arguments.set]

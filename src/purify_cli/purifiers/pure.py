@@ -107,6 +107,14 @@ class Settings:
             "source": "measured at width 384 only; PURE: 2e-5 at 768",
         },
     )
+    warmup: float = field(
+        default=0.1,
+        metadata={
+            "help": "share of the steps in which the learning rate rises",
+            "range": "0..0.9",
+            "source": "ours, for the higher learning rate; PURE: 0",
+        },
+    )
     batch_size: int = field(default=32, metadata={"help": "texts a step", "range": ">= 1", "source": "PURE"})
 
 
@@ -312,7 +320,11 @@ class _Normalized:
 def _recipe(settings: Settings, **openings: Any) -> Recipe:
     assert settings.learning_rate is not None  # see `resolved`
     return Recipe(
-        learning_rate=settings.learning_rate, epochs=settings.epochs, batch_size=settings.batch_size, **openings
+        learning_rate=settings.learning_rate,
+        warmup=settings.warmup,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        **openings,
     )
 
 
