@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +18,21 @@ from transformers import AutoModelForSequenceClassification
 import tiny
 from purify_cli.architecture.attention import SummaryAttention, summary_attention
 from purify_cli.architecture.heads import Head, head_grid, output_projections
+from purify_cli.architecture.table import FAMILIES
 from purify_cli.data.encode import collate, encode, padding_id
 from purify_cli.data.texts import Texts
 from purify_cli.evaluation.predict import predict
 from purify_cli.purifiers import pure
-from purify_cli.purifiers.pure import Settings, _Normalized, head_scores, layer_weights, preview, prune_by_score, purify
+from purify_cli.purifiers.pure import (
+    Settings,
+    _Normalized,
+    head_scores,
+    layer_weights,
+    preview,
+    prune_by_score,
+    purify,
+    resolved,
+)
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
 from purify_cli.training.losses import cross_entropy
@@ -409,3 +420,10 @@ def test_preview_shows_the_heads_and_changes_nothing(tmp_path: Path) -> None:
     assert shown["attention_variance"] == done["attention_variance"]
     assert shown["layer_weights"] == [1.0, 1.0]
     assert "steps" not in shown
+
+
+@pytest.mark.parametrize(("width", "rate"), [(384, 3e-4), (768, 7.5e-5), (128, 1e-3), (32, 1e-3)])
+def test_wider_models_get_a_smaller_learning_rate(width: int, rate: float) -> None:
+    subject: Any = SimpleNamespace(config={"hidden_size": width}, family=FAMILIES["bert"])
+    assert resolved(Settings(), subject).learning_rate == pytest.approx(rate)
+    assert resolved(Settings(learning_rate=2e-5), subject).learning_rate == 2e-5
