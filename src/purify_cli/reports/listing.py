@@ -50,7 +50,7 @@ def settings_table(helps: Sequence[MethodHelp], width: int, color: bool) -> str:
             if not method.settings:
                 page.item("no settings", bullet="", indent=0)
             for setting in method.settings:
-                bounds = f", {setting.range}" if setting.range else ""
+                bounds = f", {setting.range}" if setting.range not in {"", setting.type} else ""
                 head = Text.assemble(
                     (f"--set {setting.name}={setting.default}", "bold"), (f"  {setting.type}{bounds}", "dim")
                 )
