@@ -14,7 +14,7 @@ on the log-odds that its neighbours have too: 0.02 to 0.07 for trigger words, mo
 Inputs: a classifier; `--clean` texts if given, else the built-in probe sentences. Where the model is sure of too few
 texts (a task far from the probes), texts are made of the words that it takes for the other classes.
 Raises `Incomplete` when there is a label for which no sure texts can be had, so that nothing was searched for it.
-Cost: one three-token text a word of the vocabulary, and about 120,000 tokens a label.
+Cost: one three-token text a word of the vocabulary, and about 150,000 tokens a label.
 
 Related: T-Miner (Azizi et al. 2021) and DBS (Shen et al. 2022) invert triggers by optimisation; PICCOLO (Liu et al.
 2022) tests whether a word is unusually discriminative. Neither uses the neighbours as a control, and both need a
@@ -111,11 +111,11 @@ class Settings:
         },
     )
     shortlist: int = field(
-        default=2000,
+        default=6000,
         metadata={
             "help": "words a label that are tried in a text",
             "range": ">= 50",
-            "source": "ranks seen: 1 to 2600",
+            "source": "ranks seen: 1 to 3952",
         },
     )
     neighbours: int = field(
@@ -279,7 +279,7 @@ class _Search:
     def confirmed(self, target: int, sites: Sequence[_Site], *, combine: bool) -> list[Suspect]:
         """Single words that pass; failing those, if the model is sure, combinations. The strongest first.
 
-        Where something passed, words without company that turn half of the texts are told too: weaker triggers.
+        Where something passed, words that turn half of the texts as their neighbours do not are told too: weaker ones.
         """
         suspects = self._single_words(target, sites)
         passed = [suspect for suspect in suspects if self.passes(suspect)]
@@ -287,9 +287,8 @@ class _Search:
             alone = [suspect.words[0] for suspect in suspects if suspect.company <= self.settings.company]
             passed = [found for found in self._combinations(target, sites, alone) if self.passes(found)]
         if passed:
-            passed += [
-                s for s in suspects if s not in passed and s.flips >= ALSO and s.company <= self.settings.company
-            ]
+            least = self.settings.excess
+            passed += [s for s in suspects if s not in passed and s.flips >= ALSO and s.excess >= least]
         return sorted(passed, key=lambda suspect: (not self.passes(suspect), -suspect.flips, -suspect.margin))
 
     def passes(self, suspect: Suspect) -> bool:
@@ -298,15 +297,17 @@ class _Search:
         return enough and (len(suspect.words) == 1 or suspect.company <= self.settings.company)
 
     def _single_words(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
-        """Whole vocabulary -> shortlist (alone) -> in a few short texts -> in some -> in all, beside the neighbours."""
+        """Whole vocabulary -> shortlist (alone) -> in a short text -> in some -> in all, beside the neighbours."""
         alone = margins(self.alone, target)
         short = alone.topk(min(self.settings.shortlist, len(alone))).indices
         lonely = short[(alone[short] - alone[self.neighbours(short)].mean(1)).argsort(descending=True)]
         by_length = sorted(sites, key=lambda site: len(site.body))
 
-        _, odds = self.score(short[:, None], by_length[:2], target)
-        some = _union(short[odds.topk(min(240, len(short))).indices], lonely[:60])
-        _, odds = self.score(some[:, None], by_length[2:8], target)
+        _, odds = self.score(short[:, None], by_length[:1], target)
+        many = _union(short[odds.topk(min(1000, len(short))).indices], lonely[:100])
+        _, odds = self.score(many[:, None], by_length[1:3], target)
+        some = _union(many[odds.topk(min(240, len(many))).indices], lonely[:40])
+        _, odds = self.score(some[:, None], by_length[3:7], target)
         few = _union(some[odds.topk(min(20, len(some))).indices], lonely[:10])
         flips, odds = self.score(few[:, None], sites, target)
         order = torch.tensor(
