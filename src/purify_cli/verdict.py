@@ -3,10 +3,10 @@
 The rule, as docs/verdict.md tells it:
 
 1. fail          if any finding is an error. An alarm stands even where other checks could not run.
-2. inconclusive  if a check that the verdict needs was skipped or failed, or was left out. A verdict needs `artifact`
-                 (is it safe to load?) and `trigger_search` (does it behave?). Someone who selects detectors with
-                 --only or --skip so that neither is left gets a verdict on what was selected, and then every
-                 selected check is needed.
+2. inconclusive  if a check that the verdict needs was skipped or failed. A verdict needs `artifact` (is it safe to
+                 load?) and `trigger_search` (does it behave?). Whoever leaves one of them out (--only, --skip,
+                 --budget) gets a verdict on the other, and whoever leaves out both a verdict on what was selected,
+                 where every selected check is needed. A pass names the checks that it rests on.
 3. pass          otherwise.
 
 Warnings and notes never change the outcome; warnings raise the risk. The risk is 1 - prod(1 - w) over the findings

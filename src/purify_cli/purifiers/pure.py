@@ -196,7 +196,7 @@ def prune_by_score(f_p: Any, tokenizer: Any, dev: Texts, settings: Settings, run
     wanted = settings.min_accuracy if settings.min_accuracy is not None else whole - settings.prune_drop
     heads: list[Head] = []
     reached = whole
-    for group in _groups(_prunable(scores) if settings.prune else [], settings.prune_step):
+    for group in _groups(_prunable(scores) if settings.prune and whole >= wanted else [], settings.prune_step):
         tried = heads + group
         reached_now = accuracy(tried)
         while reached_now < wanted and len(tried) > len(heads):
