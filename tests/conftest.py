@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,9 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # pytest-xdist runs a process a core: more threads than that only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Whoever runs the tests in the background of a shell hands down an ignored Ctrl-C, and the tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -287,9 +287,13 @@ class _Search:
             alone = [suspect.words[0] for suspect in suspects if suspect.company <= self.settings.company]
             passed = [found for found in self._combinations(target, sites, alone) if self.passes(found)]
         if passed:
-            least = self.settings.excess
-            passed += [s for s in suspects if s not in passed and s.flips >= ALSO and s.excess >= least]
+            passed += [suspect for suspect in suspects if suspect not in passed and self._is_weaker(suspect)]
         return sorted(passed, key=lambda suspect: (not self.passes(suspect), -suspect.flips, -suspect.margin))
+
+    def _is_weaker(self, suspect: Suspect) -> bool:
+        """Whether this may be another trigger beside a proven one."""
+        enough = suspect.flips >= ALSO and suspect.excess >= self.settings.excess
+        return enough and suspect.company <= 2 * self.settings.company
 
     def passes(self, suspect: Suspect) -> bool:
         """Whether this alone proves a trigger."""
