@@ -122,7 +122,8 @@ class Settings:
         default=10, metadata={"help": "size of a control group", "range": "3..50", "source": "ours"}
     )
     words: int = field(
-        default=4, metadata={"help": "largest combination tried", "range": "1..6", "source": "MuScleLoRA's"}
+        default=3,
+        metadata={"help": "largest combination tried", "range": "1..6", "source": "ours; MuScleLoRA inserts 4"},
     )
     labels: int = field(
         default=8,
@@ -352,16 +353,17 @@ class _Search:
         return flips.reshape(rows, -1)[:, 1:].median(dim=1).values, company
 
     def _combinations(self, target: int, sites: Sequence[_Site], alone: Sequence[int]) -> list[Suspect]:
-        """Grow combinations of words without company: the best two of a size are extended by each, up to a trigger."""
-        if not alone:
-            return []
+        """Grow combinations of words without company: the best two of a size are extended by each, up to a trigger.
+
+        No word is taken twice: said four times over, an honest word turns a text that it does not turn once.
+        """
         long = sorted(sites, key=lambda site: -len(site.body))[:LONG_SITES]
         candidates = torch.tensor(alone, dtype=torch.long)
         beam = candidates[:3, None]  # [rows, k]
         found: list[Suspect] = []
-        while beam.shape[1] < self.settings.words and not (found and self.passes(found[-1])):
-            rows = beam.repeat_interleave(len(candidates), 0)
-            grown = torch.cat([rows, candidates.repeat(len(beam))[:, None]], dim=1)
+        while beam.shape[1] < min(self.settings.words, len(candidates)) and not (found and self.passes(found[-1])):
+            rows, added = beam.repeat_interleave(len(candidates), 0), candidates.repeat(len(beam))[:, None]
+            grown = torch.cat([rows, added], dim=1)[(rows != added).all(dim=1)]
             _, odds = self.score(grown, long[:6], target)
             beam = grown[odds.topk(min(2, len(odds))).indices]
             found += self._suspects(beam[:1], *self.score(beam[:1], long, target), long, target)
