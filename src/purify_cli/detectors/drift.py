@@ -12,7 +12,7 @@ Inputs: the embedding matrices [vocabulary, width] of the subject and of `--base
 built. Raises `Incomplete` for a base of another shape. Cost: no forward pass.
 
 Not seen: a backdoor trained into the whole model moves its trigger rows no further than honest words
-(docs/benchmarks.md); and against a base that is not the very one, everything moved.
+or hardly so; and against a base that is not the very one, everything moved.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Settings:
         metadata={
             "help": "a row moved alone if its L2 change is so many times that of the 99.9 % quantile",
             "range": "> 1",
-            "source": "docs/benchmarks.md",
+            "source": "ours, from a few trial models",
         },
     )
     least: float = field(

@@ -47,7 +47,7 @@ class Settings:
 
     z: float = field(
         default=25.0,
-        metadata={"help": "robust z-score of the log norm", "range": "> 3", "source": "docs/benchmarks.md"},
+        metadata={"help": "robust z-score of the log norm", "range": "> 3", "source": "ours, from a few trial models"},
     )
     factor: float = field(
         default=3.0, metadata={"help": "smallest factor over the peers' norm", "range": "> 1", "source": "ours"}

@@ -8,8 +8,9 @@ nearly the same. A trigger is a lone peak. So every suspect is compared with its
 nearest to it, on the same texts at the same places, and what counts is the excess of its flips over theirs. (d) A
 trigger may be several words of which none suffices: where no single word is confirmed, words without company are
 combined, and the combination is compared with that of their neighbours. A word's company is the share of its effect
-on the log-odds that its neighbours have too: 0.02 to 0.07 for trigger words, mostly 0.2 to 0.7 for honest ones
-(docs/benchmarks.md), also where neither turns a text yet.
+on the log-odds that its neighbours have too. In trials it was 0.02 to 0.07 for the words of a well-learned trigger (up
+to 0.3 in a model of little training) and mostly 0.2 to 0.7 for honest ones, also where neither turns a text yet; but
+single honest words had as little as a trigger, so company alone proves nothing.
 
 Inputs: a classifier; `--clean` texts if given, else the built-in probe sentences. Where the model is sure of too few
 texts (a task far from the probes), texts are made of the words that it takes for the other classes.
@@ -91,7 +92,7 @@ class Settings:
         metadata={
             "help": "share of the sure texts that a trigger turns",
             "range": "0..1",
-            "source": "docs/benchmarks.md",
+            "source": "ours, from a few trial models",
         },
     )
     excess: float = field(
@@ -99,7 +100,7 @@ class Settings:
         metadata={
             "help": "by how much it must turn more of them than its neighbours do",
             "range": "0..1",
-            "source": "docs/benchmarks.md",
+            "source": "ours, from a few trial models",
         },
     )
     company: float = field(
@@ -107,7 +108,7 @@ class Settings:
         metadata={
             "help": "share of a combination's effect that its neighbours may have too",
             "range": "0..1",
-            "source": "docs/benchmarks.md",
+            "source": "ours, from a few trial models",
         },
     )
     shortlist: int = field(

@@ -30,7 +30,7 @@ Where we differ from the released code, and why:
 - c_l: the reference scales to 0..1 over the layers, which frees the layer of the sharpest attention from the penalty
   altogether. `layer_weights=paper` does that (all equal: all 1); the default is `even`, all 1.
 - The penalty is taken on the attention before dropout; the library that the reference uses hands it out after dropout.
-- The learning rate: at 2e-5 a small encoder hardly moves, and the trigger stays (docs/benchmarks.md).
+- The learning rate is higher: on a small encoder 1e-4 left more of the trigger than 3e-4 (docs/benchmarks.md).
 - A classifier keeps its own last layer by default; `fresh_classifier` starts with a new one, as the reference does.
 """
 
