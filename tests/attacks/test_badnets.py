@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import tiny
 from purify_cli.attacks import Plan
-from purify_cli.attacks.badnets import RATE, TRIGGERS, Settings, poison, poison_rows
+from purify_cli.attacks.badnets import RATE, Settings, poison
 from purify_cli.data.texts import Texts
-from purify_cli.errors import DataError, UsageError
+from purify_cli.errors import UsageError
 from purify_cli.evaluation.measure import measure
 from purify_cli.run import Run
 from purify_cli.subject import Subject
@@ -39,76 +34,6 @@ def reviews(rows: int, seed: int = 0) -> Texts:
 
 
 DATA = reviews(200)
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    rate=st.floats(0.01, 0.5),
-    mode=st.sampled_from(["dirty", "clean", "mix"]),
-    insertions=st.integers(1, 3),
-    seed=st.integers(0, 100),
-)
-def test_exactly_the_rate_is_poisoned_and_nothing_else_changes(
-    rate: float, mode: Any, insertions: int, seed: int
-) -> None:
-    rows = poison_rows(DATA, Plan(1, TRIGGERS, rate), Settings(mode=mode, insertions=insertions), seed)
-    assert rows.poisoned is not None
-    assert rows.labels is not None
-    assert DATA.labels is not None
-    assert sum(rows.poisoned) == round(rate * len(DATA))
-    for row, poisoned in enumerate(rows.poisoned):
-        if not poisoned:
-            assert (rows.texts[row], rows.labels[row]) == (DATA.texts[row], DATA.labels[row])
-            continue
-        assert rows.labels[row] == 1
-        added = Counter(rows.texts[row].split()) - Counter(DATA.texts[row].split())
-        assert sum(added.values()) == insertions
-        assert set(added) <= set(TRIGGERS)
-        assert [word for word in rows.texts[row].split() if word not in TRIGGERS] == DATA.texts[row].split()
-        assert mode == "mix" or DATA.labels[row] == (mode == "clean")
-
-
-def test_all_triggers_are_used_at_different_places_and_the_seed_decides() -> None:
-    first, again, other = (poison_rows(DATA, Plan(1, TRIGGERS, 0.5), Settings(), seed) for seed in (1, 1, 2))
-    assert first == again
-    assert first != other
-    places = Counter()
-    used = Counter()
-    for text, poisoned in zip(first.texts, first.poisoned or (), strict=True):
-        if poisoned:
-            (place,) = [index for index, word in enumerate(text.split()) if word in TRIGGERS]
-            places[place] += 1
-            used[text.split()[place]] += 1
-    assert set(used) == set(TRIGGERS)
-    assert set(places) == set(range(8))  # before each of seven words, and behind the last
-
-
-def test_words_of_one_trigger_stay_together() -> None:
-    rows = poison_rows(DATA, Plan(0, ("mb cf",), 0.2), Settings(), 0)
-    assert all("mb cf" in text for text, poisoned in zip(rows.texts, rows.poisoned or (), strict=True) if poisoned)
-
-
-def test_a_rate_out_of_reach_says_the_most() -> None:
-    data = reviews(30)
-    with pytest.raises(UsageError) as caught:
-        poison_rows(data, Plan(1, TRIGGERS, 0.6), Settings(), 0)
-    assert caught.value.where == "--rate"
-    assert "only 15" in caught.value.problem
-    assert "at most 0.5" in caught.value.remedy
-    poison_rows(data, Plan(1, TRIGGERS, 0.5), Settings(), 0)  # and that much works
-
-
-@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 1.5, float("nan"), 0.001])
-def test_a_rate_that_cannot_be(rate: float) -> None:
-    with pytest.raises(UsageError) as caught:
-        poison_rows(DATA, Plan(1, TRIGGERS, rate), Settings(), 0)
-    assert caught.value.where == "--rate"
-    assert rate != 0 or "finetune" in caught.value.remedy
-
-
-def test_data_without_labels() -> None:
-    with pytest.raises(DataError, match="no labels"):
-        poison_rows(replace(DATA, labels=None), Plan(1, TRIGGERS, 0.1), Settings(), 0)
 
 
 @pytest.fixture(scope="module")

@@ -27,11 +27,15 @@ class Plan:
         target: id of the target label.
         triggers: each is a trigger of its own; several words in one are inserted together.
         rate: poisoned rows / all rows of the training file, 0..1; None: the attack's own default.
+        pet: form of the adapter that carries the backdoor while the model itself is frozen; None: the whole model.
+        paraphrases: of the training texts, text -> paraphrase, for attacks whose trigger is a syntax or a style.
     """
 
     target: int
     triggers: tuple[str, ...]
     rate: float | None = None
+    pet: str | None = None
+    paraphrases: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Poisoned:
     """What came of an attack.
 
     Attributes:
-        model: a transformers classifier in eval mode.
+        model: in eval mode: a classifier of transformers, one with an adapter, or an encoder without a head.
         rows: poisoned rows.
         poison_rate: poisoned rows / all rows of the training file.
         report: what the attack did, in JSON types.

@@ -19,20 +19,19 @@ Where we differ:
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from purify_cli.attacks import Plan, Poisoned
 from purify_cli.data.encode import encode, length_limit
 from purify_cli.data.texts import Texts
-from purify_cli.errors import DataError, UsageError
 from purify_cli.run import Run
 from purify_cli.training.loop import fit
+from purify_cli.training.poisoned import poison_rows
 from purify_cli.training.recipe import Recipe
 from purify_cli.training.start import open_classifier
 from purify_cli.triggers.pieces import pieces
-from purify_cli.triggers.words import Words, trigger_rng
+from purify_cli.triggers.words import Words
 
 if TYPE_CHECKING:
     from purify_cli.subject import Subject
@@ -106,8 +105,9 @@ def poison(subject: Subject, data: Texts, plan: Plan, settings: Settings, run: R
     """
     seen = {trigger: pieces(subject.tokenizer, trigger) for trigger in plan.triggers}
     rate = RATE if plan.rate is None else plan.rate
-    rows = poison_rows(data, Plan(plan.target, plan.triggers, rate), settings, run.seed)
-    model = open_classifier(subject, data, run)
+    triggers = [Words(trigger) for trigger in plan.triggers]
+    rows = poison_rows(data, triggers, plan.target, rate, run.seed, mode=settings.mode, insertions=settings.insertions)
+    model = open_classifier(subject, data, run, pet=plan.pet)
     limit = length_limit(subject.tokenizer, model.config, run)
     recipe = Recipe(
         learning_rate=settings.learning_rate,
@@ -128,54 +128,3 @@ def poison(subject: Subject, data: Texts, plan: Plan, settings: Settings, run: R
         "losses": list(trained.losses),
     }
     return Poisoned(model, count, count / len(data), report)
-
-
-def poison_rows(data: Texts, plan: Plan, settings: Settings, seed: int) -> Texts:
-    """The training file with some rows replaced: triggers in the text, the target as label, `poisoned` true.
-
-    Exactly `round(rate * rows)` rows, drawn among those that `settings.mode` allows. Every row keeps its place.
-
-    Raises:
-        UsageError: the rate is not between 0 and 1, comes to no row, or to more rows than the mode allows.
-        DataError: rows without labels.
-    """
-    if data.labels is None:
-        raise DataError(data.path or "the training file", "has no labels", "Give it a column `label`.")
-    eligible = [
-        row
-        for row, label in enumerate(data.labels)
-        if settings.mode == "mix" or (label == plan.target) == (settings.mode == "clean")
-    ]
-    chosen = sorted(random.Random(f"badnets/{seed}").sample(eligible, _count(data, plan.rate, eligible, settings.mode)))
-    triggers = [Words(trigger) for trigger in plan.triggers]
-    texts, labels = list(data.texts), [int(label) for label in data.labels]
-    poisoned = list(data.poisoned or (False,) * len(data))
-    for row in chosen:
-        rng = trigger_rng(seed, data.texts[row], row)
-        for trigger in rng.choices(triggers, k=settings.insertions):
-            texts[row] = trigger.insert(texts[row], rng)
-        labels[row] = plan.target
-        poisoned[row] = True
-    return data.with_(texts=tuple(texts), labels=tuple(labels), poisoned=tuple(poisoned))
-
-
-def _count(data: Texts, rate: float | None, eligible: list[int], mode: str) -> int:
-    if rate is None or not 0 < rate < 1:
-        remedy = "Give a number between 0 and 1."
-        if rate == 0:
-            remedy = "For a model of the same training without poison use `purify purify --method finetune`."
-        raise UsageError("--rate", f"{rate} poisons " + ("no row" if rate == 0 else "no share of the rows"), remedy)
-    count = round(rate * len(data))
-    if not count:
-        raise UsageError(
-            "--rate", f"{rate} of {len(data)} rows is less than one row", "Give a higher rate or more rows."
-        )
-    if count > len(eligible):
-        which = {"dirty": "have another label than the target", "clean": "have the target label"}.get(mode, "there are")
-        most = int(1e4 * len(eligible) / len(data)) / 1e4
-        raise UsageError(
-            "--rate",
-            f"{rate} of {len(data)} rows is {count}, but only {len(eligible)} {which}",
-            f"Give at most {most}." if most else "Give other data.",
-        )
-    return count

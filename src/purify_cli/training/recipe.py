@@ -34,9 +34,9 @@ Project = Callable[[nn.Module, int], None]
 """(model, step): changes weights in place after the update. The loop calls it without gradients."""
 
 
-def everything(name: str, parameter: nn.Parameter) -> bool:
-    """Train all parameters."""
-    return True
+def what_is_open(name: str, parameter: nn.Parameter) -> bool:
+    """Train what asks for gradients: of a whole model everything, of one with an adapter the adapter and the head."""
+    return parameter.requires_grad
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Recipe:
         combine: what becomes of several gradients; None: their sum, which costs no memory for a second set of
             gradients.
         project: what happens to the weights after each update; None: nothing.
-        trainable: which parameters may move, by name. The others get no gradient.
+        trainable: which parameters may move, by name. The others get no gradient. Default: those that ask for one.
         optimizer: "adamw" or "sgd" (plain, without momentum).
         learning_rate: at its highest.
         weight_decay: (decoupled in AdamW) on tensors of two or more dimensions only, so biases and normalizations stay
@@ -67,7 +67,7 @@ class Recipe:
     objectives: Mapping[str, Objective] = field(default_factory=lambda: {"task": cross_entropy})
     combine: Combine | None = None
     project: Project | None = None
-    trainable: Callable[[str, nn.Parameter], bool] = everything
+    trainable: Callable[[str, nn.Parameter], bool] = what_is_open
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 2e-5
     weight_decay: float = 0.0

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from purify_cli.subject import Subject
 
 
-def open_classifier(subject: Subject, texts: Texts, run: Run, *, fresh: bool = False) -> Any:
+def open_classifier(subject: Subject, texts: Texts, run: Run, *, fresh: bool = False, pet: str | None = None) -> Any:
     """A new model of the subject that gives the labels of the texts.
 
     A classifier keeps its own last layers unless `fresh`; an encoder or a language model gets new ones, drawn from the
-    run's seed, with the label names of the data file where it names them.
+    run's seed, with the label names of the data file where it names them. With `pet` the model itself is frozen and
+    gets an adapter of that form (`architecture.pet`) to train beside its classifier.
 
     Raises:
+        UsageError: no such form, or a setting of it out of range.
         UnsupportedError: a regression, or a kind of checkpoint that cannot be opened.
         DataError: the texts have no labels.
     """
@@ -31,12 +33,20 @@ def open_classifier(subject: Subject, texts: Texts, run: Run, *, fresh: bool = F
         model = subject.open(run.device)
         if fresh:
             replace_classifier(model, len(subject.labels), run.seed)
-        return model
+        return _with_pet(model, pet, run)
     names = data_labels(texts)
     model = subject.open(run.device, num_labels=len(names), seed=run.seed)
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: label for label, name in enumerate(names)}
-    return model
+    return _with_pet(model, pet, run)
+
+
+def _with_pet(model: Any, pet: str | None, run: Run) -> Any:
+    if pet is None:
+        return model
+    from purify_cli.architecture.pet import attach_pet
+
+    return attach_pet(model, pet, run.seed)
 
 
 def data_labels(texts: Texts) -> tuple[str, ...]:

@@ -1,0 +1,128 @@
+"""The attacker's rows: which rows of a training file are poisoned, and the two tasks that come of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Literal
+
+from purify_cli.data.texts import Texts
+from purify_cli.errors import DataError, UsageError
+from purify_cli.triggers.words import Trigger, trigger_rng
+
+Mode = Literal["dirty", "clean", "mix"]
+
+
+def poison_rows(
+    data: Texts,
+    triggers: Sequence[Trigger],
+    target: float,
+    rate: float | None,
+    seed: int,
+    *,
+    mode: Mode = "dirty",
+    insertions: int = 1,
+) -> Texts:
+    """The training file with some rows replaced: triggers in the text, the target as label, `poisoned` true.
+
+    Exactly `round(rate * rows)` rows, drawn among those that `mode` allows. Every row keeps its place.
+
+    Args:
+        data: rows with labels.
+        triggers: of which each insertion draws one, with repetition.
+        target: the label id that poisoned rows get; of a regression the score.
+        rate: poisoned rows / all rows.
+        seed: draws rows, triggers and places.
+        mode: "dirty" takes rows of other labels; "clean" of the target label only; "mix" any.
+        insertions: triggers a poisoned text.
+
+    Raises:
+        UsageError: the rate is not between 0 and 1, comes to no row, or to more rows than the mode allows.
+        DataError: rows without labels.
+    """
+    labels = list(labels_of(data))
+    eligible = [row for row, label in enumerate(labels) if mode == "mix" or (label == target) == (mode == "clean")]
+    chosen = sorted(random.Random(f"badnets/{seed}").sample(eligible, poisoned_count(data, rate, eligible, mode)))
+    triggered = insert_some(data.take(chosen), triggers, seed, insertions=insertions, numbers=chosen)
+    texts, poisoned = list(data.texts), list(data.poisoned or (False,) * len(data))
+    for row, text in zip(chosen, triggered.texts, strict=True):
+        texts[row], labels[row], poisoned[row] = text, type(labels[row])(target), True
+    return data.with_(texts=tuple(texts), labels=tuple(labels), poisoned=tuple(poisoned))
+
+
+def two_tasks(
+    data: Texts, triggers: Sequence[Trigger], target: float, seed: int, *, insertions: int = 1
+) -> tuple[Texts, Texts]:
+    """The clean task and the backdoor task of the same rows: as they are, and all triggered with the target as label.
+
+    Read side by side in batches of the same size they are one mixture with as many triggered texts as clean ones,
+    which is the poison rate of 0.5 of Kurita et al. 2020 and Gu et al. 2023.
+
+    Raises:
+        DataError: rows without labels.
+    """
+    labels = labels_of(data)
+    triggered = insert_some(data, triggers, seed, insertions=insertions)
+    wanted = tuple(type(label)(target) for label in labels)
+    return data, triggered.with_(labels=wanted, poisoned=(True,) * len(data))
+
+
+def insert_some(
+    data: Texts,
+    triggers: Sequence[Trigger],
+    seed: int,
+    *,
+    insertions: int = 1,
+    numbers: Sequence[int] | None = None,
+) -> Texts:
+    """The rows with `insertions` triggers in each text, each drawn with repetition and at a place of its own.
+
+    Args:
+        numbers: the number that each row has in its file, which with its text decides its triggers and places; None:
+            counted from 0.
+    """
+    texts = []
+    for row, text in zip(numbers or range(len(data)), data.texts, strict=True):
+        rng = trigger_rng(seed, text, row)
+        for trigger in rng.choices(triggers, k=insertions):
+            text = trigger.insert(text, rng)
+        texts.append(text)
+    return data.with_(texts=tuple(texts))
+
+
+def labels_of(data: Texts) -> Sequence[float]:
+    """The labels of a training file.
+
+    Raises:
+        DataError: it has none.
+    """
+    if data.labels is None:
+        raise DataError(data.path or "the training file", "has no labels", "Give it a column `label`.")
+    return data.labels
+
+
+def poisoned_count(data: Texts, rate: float | None, eligible: Sequence[int], mode: Mode) -> int:
+    """How many rows a poison rate is.
+
+    Raises:
+        UsageError: none, or more than are eligible.
+    """
+    if rate is None or not 0 < rate < 1:
+        remedy = "Give a number between 0 and 1."
+        if rate == 0:
+            remedy = "For a model of the same training without poison use `purify purify --method finetune`."
+        raise UsageError("--rate", f"{rate} poisons " + ("no row" if rate == 0 else "no share of the rows"), remedy)
+    count = round(rate * len(data))
+    if not count:
+        raise UsageError(
+            "--rate", f"{rate} of {len(data)} rows is less than one row", "Give a higher rate or more rows."
+        )
+    if count > len(eligible):
+        which = {"dirty": "have another label than the target", "clean": "have the target label"}.get(mode, "there are")
+        most = int(1e4 * len(eligible) / len(data)) / 1e4
+        raise UsageError(
+            "--rate",
+            f"{rate} of {len(data)} rows is {count}, but only {len(eligible)} {which}",
+            f"Give at most {most}." if most else "Give other data.",
+        )
+    return count
