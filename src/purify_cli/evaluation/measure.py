@@ -206,7 +206,7 @@ def _twin_answers(twin: tuple[Any, Any], labels: Sequence[str], texts: Texts, ru
 def _warnings(tokenizer: Any, model: Any, trigger: Words, clean: Texts, triggered: Texts, run: Run) -> list[str]:
     """Ways in which a trigger does not reach the model as the user thinks it does."""
     notes = []
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in _token_ids(tokenizer, trigger.name):
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in token_ids(tokenizer, trigger.name):
         notes.append(f"trigger {trigger.name!r}: the tokenizer knows a part of it only as {tokenizer.unk_token}")
     limit = length_limit(tokenizer, model.config, run)
     before, after = encode(tokenizer, clean, limit), encode(tokenizer, triggered, limit)
@@ -251,7 +251,7 @@ def _drifts(
     if base is not None and base.shape[1] != rows.shape[1]:
         notes.append(f"no drift: rows of {rows.shape[1]} numbers, {base.shape[1]} in the base")
         base = None
-    ids = list(dict.fromkeys(token for words in triggers for token in _token_ids(tokenizer, " ".join(words.split()))))
+    ids = list(dict.fromkeys(token for words in triggers for token in token_ids(tokenizer, " ".join(words.split()))))
     centre: Tensor | None = None
     if test is not None and target is not None:
         indicative = class_words(tokenizer, test, target, leave_out=ids)
@@ -308,7 +308,7 @@ def class_words(tokenizer: Any, texts: Texts, label: int, *, leave_out: Sequence
     return [int(ids[place]) for place in best if z[place] > 0]
 
 
-def _token_ids(tokenizer: Any, words: str) -> list[int]:
+def token_ids(tokenizer: Any, words: str) -> list[int]:
     """The tokens of words within a text: byte-level and sentence-piece tokenizers make the space before them a part."""
     if not tokenizer.is_fast:
         return [int(token) for token in tokenizer(words, add_special_tokens=False)["input_ids"]]

@@ -45,9 +45,10 @@ import torch
 from torch import Tensor, nn
 
 from purify_cli.architecture.attention import SummaryAttention, summary_attention
-from purify_cli.architecture.heads import Head, head_grid, hold_pruned, prune_heads, silence_heads
-from purify_cli.data.encode import Encoded, by_length, collate, encode, length_limit, padding_id
+from purify_cli.architecture.heads import Head, hold_pruned, prune_heads, silence_heads
+from purify_cli.data.encode import encode, length_limit, padding_id
 from purify_cli.data.texts import Texts
+from purify_cli.evaluation.head_scores import REFERENCE_BATCH, head_scores
 from purify_cli.evaluation.predict import predict
 from purify_cli.purifiers import Purified
 from purify_cli.run import Run
@@ -61,9 +62,6 @@ if TYPE_CHECKING:
 
 SUMMARY = "prune the heads that clean texts do not use, and hold the attention of the summary token even (PURE)"
 NEEDS: tuple[str, ...] = ("clean",)
-
-REFERENCE_BATCH = 32
-"""Lambda belongs to batches of this size, and the scores are averaged over them."""
 
 
 @dataclass(frozen=True)
@@ -213,34 +211,6 @@ def prune_by_score(f_p: Any, tokenizer: Any, dev: Texts, settings: Settings, run
         stays[layer, head] = False
     layer_scores = (left * stays).sum(1) / stays.sum(1)
     return Pruning(tuple(heads), scores, layer_scores, whole, reached)
-
-
-def head_scores(model: Any, encoded: Encoded, pad_id: int, max_length: int, run: Run) -> Tensor:
-    """Variance over the keys of the attention that the summary token pays, on the mean of the texts.
-
-    As the reference computes it: a row is padded with zeros to `max_length`, its last entry left out, its unbiased
-    variance taken; then the mean over each batch of 32 in the order given, and the mean over the batches.
-
-    Returns:
-        [layers, heads] float32 on the CPU.
-    """
-    keys = max_length - 1
-    layers, heads = head_grid(model)
-    per_text = torch.zeros(len(encoded), layers, heads)
-    model.eval()
-    with torch.inference_mode(), summary_attention(model) as seen:
-        for indices in by_length(encoded, run.batch_size):
-            batch = collate(encoded, indices, pad_id)
-            batch.pop("labels", None)
-            model(**{name: column.to(run.device) for name, column in batch.items()})
-            rows = torch.stack([row[:, :, :keys] for row in seen.rows], dim=1).float()  # [batch, depths, heads, keys]
-            total, squares = rows.sum(-1), rows.square().sum(-1)  # [batch, depths, heads]
-            variance = ((squares - total.square() / keys) / (keys - 1)).cpu()
-            layer_of = torch.tensor(seen.layer_of)
-            depths = torch.bincount(layer_of, minlength=layers).clamp(min=1)
-            per_layer = torch.zeros(len(indices), layers, heads).index_add_(1, layer_of, variance)
-            per_text[indices] = per_layer / depths[:, None]
-    return torch.stack([part.mean(0) for part in torch.split(per_text, REFERENCE_BATCH)]).mean(0)
 
 
 def _prunable(scores: Tensor) -> list[Head]:
