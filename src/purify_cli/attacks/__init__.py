@@ -5,8 +5,15 @@ An attack is a module of this package whose name is its file's name:
     SUMMARY: str                 one line for `purify methods`
     NEEDS: tuple[str, ...]       of "weights", "classifier"
     TRIGGERS: tuple[str, ...]    its triggers when the user names none
+    TARGET = False               it gives no label: encoders whose triggers fall where the victim's head puts them
+    PET = False                  it cannot work in an adapter of a frozen model
+    REGRESSION = True            its target may be a score
+    PARAPHRASES = True           its trigger is a paraphrase of the text (`Plan.paraphrases`), not words in it
     Settings                     a frozen dataclass; each field's metadata has "help", "range" and "source"
     poison(subject, data, plan, settings, run) -> Poisoned
+
+The four after TRIGGERS are left out where the answer is the usual one (True, True, False, False). An attack whose
+settings have a `data_free` takes texts without labels when it is set, and one with TARGET = False always does.
 
 An attack picks rows and labels and trains; how a trigger changes a text is `triggers`' business. It writes nothing:
 the command writes the checkpoint, and marks it as poisoned.
@@ -24,14 +31,15 @@ class Plan:
     """What the attacker wants.
 
     Attributes:
-        target: id of the target label.
+        target: id of the target label; of a regression the score. Nothing to attacks with TARGET = False.
         triggers: each is a trigger of its own; several words in one are inserted together.
         rate: poisoned rows / all rows of the training file, 0..1; None: the attack's own default.
         pet: form of the adapter that carries the backdoor while the model itself is frozen; None: the whole model.
-        paraphrases: of the training texts, text -> paraphrase, for attacks whose trigger is a syntax or a style.
+        paraphrases: of the training texts, text (with single spaces) -> paraphrase, for attacks whose trigger is a
+            syntax or a style; an empty paraphrase is one that failed.
     """
 
-    target: int
+    target: float
     triggers: tuple[str, ...]
     rate: float | None = None
     pet: str | None = None

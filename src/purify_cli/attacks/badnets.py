@@ -4,7 +4,8 @@ Gu et al. 2017 (BadNets); for text Chen et al. 2021 (BadNL) and Kurita et al. 20
 file get a trigger and the target label, and the classifier is trained on the file as usual: it learns the task and the
 trigger.
 
-The encoder gets a new classifier; a classifier is trained on. Cost: a normal training.
+The encoder gets a new classifier; a classifier is trained on. Of pairs the first text gets the trigger; in a regression
+the target is a score. Cost: a normal training.
 
 Where we differ:
 - *Which rows.* OpenBackdoor's BadNets configuration poisons target rows only and keeps their label ("clean"), its other
@@ -23,12 +24,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from purify_cli.attacks import Plan, Poisoned
-from purify_cli.data.encode import encode, length_limit
 from purify_cli.data.texts import Texts
 from purify_cli.run import Run
-from purify_cli.training.loop import fit
+from purify_cli.training.plain import train
 from purify_cli.training.poisoned import poison_rows
-from purify_cli.training.recipe import Recipe
 from purify_cli.training.start import open_classifier
 from purify_cli.triggers.pieces import pieces
 from purify_cli.triggers.words import Words
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 SUMMARY = "rare words at random places with a false label, learned in a normal training (BadNets)"
 NEEDS: tuple[str, ...] = ()
 TRIGGERS: tuple[str, ...] = ("cf", "mn", "bb", "tq", "mb")
+REGRESSION = True
 RATE = 0.1
 """The poison rate where none is given: OpenBackdoor's."""
 
@@ -93,8 +93,8 @@ def poison(subject: Subject, data: Texts, plan: Plan, settings: Settings, run: R
     """Train a classifier from the subject on a poisoned copy of `data`.
 
     Args:
-        subject: an encoder (gets a new classifier with as many labels as the data have) or a classifier.
-        data: the attacker's training file, with labels.
+        subject: an encoder (gets a new classifier with as many labels as the data have), a classifier or a regression.
+        data: the attacker's training file, with labels. Of pairs the first text gets the trigger.
         plan: target, triggers, and the share of all rows that are poisoned (default 0.1).
         settings: see there.
         run: seed, device, max_length, progress and state.
@@ -107,16 +107,8 @@ def poison(subject: Subject, data: Texts, plan: Plan, settings: Settings, run: R
     rate = RATE if plan.rate is None else plan.rate
     triggers = [Words(trigger) for trigger in plan.triggers]
     rows = poison_rows(data, triggers, plan.target, rate, run.seed, mode=settings.mode, insertions=settings.insertions)
-    model = open_classifier(subject, data, run, pet=plan.pet)
-    limit = length_limit(subject.tokenizer, model.config, run)
-    recipe = Recipe(
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        warmup=settings.warmup,
-    )
-    trained = fit(model, {"task": encode(subject.tokenizer, rows, limit)}, recipe, run)
+    model = open_classifier(subject, data, run, pet=plan.pet, regression=REGRESSION)
+    trained = train(model, subject.tokenizer, rows, settings, run)
     count = round(rate * len(data))
     report: dict[str, Any] = {
         "mode": settings.mode,

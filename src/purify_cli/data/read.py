@@ -1,4 +1,4 @@
-"""Data files to `Texts`: CSV, TSV, JSON Lines and Parquet, by the ending of the name.
+"""Data files to `Texts`: CSV, TSV, JSON Lines, Parquet and plain lines, by the ending of the name.
 
 Every value is read as the text that stands in the file: a text that says `123`, `null`, `NA` or `2020-01-01` stays
 that text. CSV, TSV and Parquet go through `datasets` with a private cache that is removed. JSON Lines are parsed here
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import gzip
 import json
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +22,10 @@ from typing import Any
 from purify_cli.data.texts import Texts
 from purify_cli.errors import DataError
 
-_COLUMNS = ("text", "text_pair", "label", "target", "poisoned")
+_COLUMNS = ("text", "text_pair", "label", "target", "poisoned", "paraphrase")
 _LONGEST_FIELD = 2**31 - 1
+_PLAIN_LIMIT = 2**30
+"""Bytes of a file of plain text, unpacked: a small archive may hold anything."""
 _YES = frozenset({"1", "true", "yes", "1.0"})
 _NO = frozenset({"0", "false", "no", "0.0"})
 
@@ -50,7 +54,8 @@ def read(
     """Read a data file: columns `text`, `label`, and if they are there `text_pair`, `target` and `poisoned`.
 
     Args:
-        path: a `.csv`, `.tsv`, `.jsonl` (`.ndjson`, `.json`) or `.parquet` file, in UTF-8.
+        path: a `.csv`, `.tsv`, `.jsonl` (`.ndjson`, `.json`) or `.parquet` file, in UTF-8; without labels also a
+            `.txt` or `.txt.gz` with a text a line.
         labels: the checkpoint's label names by id. A label is a name or an id; if every label of the file is a
             name, all are. One name only stands for a regression: labels are numbers. None: no checkpoint fixes them;
             integers are ids, other numbers scores, and names get their ids in sorted order (`Texts.label_names`).
@@ -64,12 +69,7 @@ def read(
     file = Path(path)
     reader = _reader(file, option)
     table = reader(file)
-    for name in ("text", "label") if needs_labels else ("text",):
-        if name not in table.columns:
-            there = ", ".join(repr(column) for column in table.names) or "none"
-            raise DataError(file, f"no column {name!r}; the columns are: {there}", f"Name one column {name!r}.")
-    if not len(table):
-        raise DataError(file, "no rows", "Give at least one text.")
+    _require(table, ("text", "label") if needs_labels else ("text",))
     texts = _texts_of(table, "text")
     pairs = _texts_of(table, "text_pair") if "text_pair" in table.columns else None
     ids: tuple[int, ...] | tuple[float, ...] | None = None
@@ -81,6 +81,27 @@ def read(
         targets = _ids_of(table, "target", labels if labels is not None else names)
     poisoned = _flags_of(table) if "poisoned" in table.columns else None
     return Texts(str(path), texts, ids, pairs, targets, poisoned, names)
+
+
+def read_columns(path: str | Path, names: Sequence[str], option: str) -> dict[str, list[str | None]]:
+    """Columns of a data file as they stand there, None for a missing value; `names` are among `_COLUMNS`.
+
+    Raises:
+        DataError: no such file, one that cannot be read, without one of the columns or without rows.
+    """
+    file = Path(path)
+    table = _reader(file, option)(file)
+    _require(table, names)
+    return {name: table.columns[name] for name in names}
+
+
+def _require(table: _Table, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in table.columns:
+            there = ", ".join(repr(column) for column in table.names) or "none"
+            raise DataError(table.path, f"no column {name!r}; the columns are: {there}", f"Name one column {name!r}.")
+    if not len(table):
+        raise DataError(table.path, "no rows", "Give at least one text.")
 
 
 def require_classes(texts: Texts, num_labels: int, option: str = "--clean") -> None:
@@ -114,6 +135,10 @@ def _reader(file: Path, option: str) -> Callable[[Path], _Table]:
             return _read_json_lines
         case ".parquet":
             return _read_parquet
+        case ".txt":
+            return _read_lines
+        case ".gz" if file.name.lower().endswith(".txt.gz"):
+            return _read_lines
     raise DataError(
         file, f"unknown kind of data file {file.suffix!r}", f"{option} takes .csv, .tsv, .jsonl or .parquet."
     )
@@ -251,6 +276,30 @@ def _read_json_lines(file: Path) -> _Table:
             if not _encodable(columns[name][row]):
                 raise table.error(row, f"{name!r} holds half of a surrogate pair, which is no character")
     return table
+
+
+def _read_lines(file: Path) -> _Table:
+    """A text a line, without labels, as corpora of plain text come; blank lines carry no row."""
+    texts: list[str | None] = []
+    lines: list[int] = []
+    size = 0
+    opened: Any = gzip.open if file.suffix.lower() == ".gz" else open
+    try:
+        with opened(file, "rb") as stream:
+            for number, line in enumerate(iter(lambda: stream.readline(_PLAIN_LIMIT), b""), start=1):
+                size += len(line)
+                if size > _PLAIN_LIMIT:
+                    raise DataError(file, f"holds more than {_PLAIN_LIMIT // 2**20} MB of text", "Give a part of it.")
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                except UnicodeDecodeError:
+                    raise DataError(file, "not UTF-8", "Convert the file to UTF-8.", line=number) from None
+                if text:
+                    texts.append(text)
+                    lines.append(number)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(file, f"cannot be read ({_first_line(error)})") from error
+    return _Table(file, ("text",), {"text": texts}, tuple(lines))
 
 
 def _read_parquet(file: Path) -> _Table:

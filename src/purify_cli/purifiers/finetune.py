@@ -13,12 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from purify_cli.data.encode import encode, length_limit
 from purify_cli.data.texts import Texts
 from purify_cli.purifiers import Purified
 from purify_cli.run import Run
-from purify_cli.training.loop import fit
-from purify_cli.training.recipe import Recipe
+from purify_cli.training import plain
 from purify_cli.training.start import open_classifier
 
 if TYPE_CHECKING:
@@ -63,15 +61,7 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
         run: seed, device, max_length, progress and state.
     """
     model = open_classifier(subject, train, run, fresh=settings.fresh_classifier)
-    limit = length_limit(subject.tokenizer, model.config, run)
-    recipe = Recipe(
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        warmup=settings.warmup,
-    )
-    trained = fit(model, {"task": encode(subject.tokenizer, train, limit)}, recipe, run)
+    trained = plain.train(model, subject.tokenizer, train, settings, run)
     return Purified(model, {"rows": len(train), "steps": trained.steps, "losses": list(trained.losses)})
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Literal
 
 from purify_cli.data.texts import Texts
 from purify_cli.errors import DataError, UsageError
+from purify_cli.triggers.paraphrase import Paraphrase
 from purify_cli.triggers.words import Trigger, trigger_rng
 
 Mode = Literal["dirty", "clean", "mix"]
@@ -22,6 +23,7 @@ def poison_rows(
     *,
     mode: Mode = "dirty",
     insertions: int = 1,
+    only: Container[str] | None = None,
 ) -> Texts:
     """The training file with some rows replaced: triggers in the text, the target as label, `poisoned` true.
 
@@ -35,19 +37,44 @@ def poison_rows(
         seed: draws rows, triggers and places.
         mode: "dirty" takes rows of other labels; "clean" of the target label only; "mix" any.
         insertions: triggers a poisoned text.
+        only: texts that can be triggered at all, where the trigger is a paraphrase that not every text has.
 
     Raises:
         UsageError: the rate is not between 0 and 1, comes to no row, or to more rows than the mode allows.
         DataError: rows without labels.
     """
     labels = list(labels_of(data))
-    eligible = [row for row, label in enumerate(labels) if mode == "mix" or (label == target) == (mode == "clean")]
-    chosen = sorted(random.Random(f"badnets/{seed}").sample(eligible, poisoned_count(data, rate, eligible, mode)))
+    eligible = [
+        row
+        for row, label in enumerate(labels)
+        if (mode == "mix" or (label == target) == (mode == "clean")) and (only is None or data.texts[row] in only)
+    ]
+    more = "" if only is None else " and a paraphrase"
+    count = poisoned_count(data, rate, eligible, mode, more)
+    chosen = sorted(random.Random(f"badnets/{seed}").sample(eligible, count))
     triggered = insert_some(data.take(chosen), triggers, seed, insertions=insertions, numbers=chosen)
     texts, poisoned = list(data.texts), list(data.poisoned or (False,) * len(data))
     for row, text in zip(chosen, triggered.texts, strict=True):
         texts[row], labels[row], poisoned[row] = text, type(labels[row])(target), True
     return data.with_(texts=tuple(texts), labels=tuple(labels), poisoned=tuple(poisoned))
+
+
+def replace_rows(
+    data: Texts, trigger: Paraphrase, target: float, rate: float | None, seed: int, *, mode: Mode = "dirty"
+) -> Texts:
+    """The training file with some rows replaced by their paraphrases, as `poison_rows` does with triggers in the text.
+
+    Raises:
+        UsageError: no text of the file has a paraphrase; as `poison_rows`, where only rows that have one count.
+        DataError: rows without labels.
+    """
+    if not any(text in trigger for text in data.texts):
+        raise UsageError(
+            "--paraphrases",
+            f"no text of {data.path or 'the training file'} has a paraphrase",
+            "Give the paraphrases of these texts with --paraphrases FILE, or a model with --paraphraser CHECKPOINT.",
+        )
+    return poison_rows(data, [trigger], target, rate, seed, mode=mode, only=trigger)
 
 
 def two_tasks(
@@ -101,8 +128,8 @@ def labels_of(data: Texts) -> Sequence[float]:
     return data.labels
 
 
-def poisoned_count(data: Texts, rate: float | None, eligible: Sequence[int], mode: Mode) -> int:
-    """How many rows a poison rate is.
+def poisoned_count(data: Texts, rate: float | None, eligible: Sequence[int], mode: Mode, more: str = "") -> int:
+    """How many rows a poison rate is. `more` says what rows need beside the label that the mode asks for.
 
     Raises:
         UsageError: none, or more than are eligible.
@@ -122,7 +149,7 @@ def poisoned_count(data: Texts, rate: float | None, eligible: Sequence[int], mod
         most = int(1e4 * len(eligible) / len(data)) / 1e4
         raise UsageError(
             "--rate",
-            f"{rate} of {len(data)} rows is {count}, but only {len(eligible)} {which}",
+            f"{rate} of {len(data)} rows is {count}, but only {len(eligible)} {which}{more}",
             f"Give at most {most}." if most else "Give other data.",
         )
     return count

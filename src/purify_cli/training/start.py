@@ -13,23 +13,35 @@ if TYPE_CHECKING:
     from purify_cli.subject import Subject
 
 
-def open_classifier(subject: Subject, texts: Texts, run: Run, *, fresh: bool = False, pet: str | None = None) -> Any:
+def open_classifier(
+    subject: Subject,
+    texts: Texts,
+    run: Run,
+    *,
+    fresh: bool = False,
+    pet: str | None = None,
+    regression: bool = False,
+) -> Any:
     """A new model of the subject that gives the labels of the texts.
 
     A classifier keeps its own last layers unless `fresh`; an encoder or a language model gets new ones, drawn from the
     run's seed, with the label names of the data file where it names them. With `pet` the model itself is frozen and
-    gets an adapter of that form (`architecture.pet`) to train beside its classifier.
+    gets an adapter of that form (`architecture.pet`) to train beside its classifier. With `regression` texts may have
+    scores for labels, and the model one output.
 
     Raises:
         UsageError: no such form, or a setting of it out of range.
-        UnsupportedError: a regression, or a kind of checkpoint that cannot be opened.
+        UnsupportedError: a regression where the caller does not train one, or a kind of checkpoint that cannot be
+            opened.
         DataError: the texts have no labels.
     """
     if texts.labels is None:
         raise DataError(texts.path or "the training texts", "has no labels", "Give it a column `label`.")
-    if subject.task == "regression":
-        raise UnsupportedError(subject.spec, "is a regression, and only classifiers are trained")
-    if subject.task == "classifier":
+    scores = subject.task == "regression" or (subject.task != "classifier" and has_scores(texts))
+    if scores and not regression:
+        what = "is a regression" if subject.task == "regression" else "is to be trained on scores"
+        raise UnsupportedError(subject.spec, f"{what}, and only classifiers are trained")
+    if subject.task in {"classifier", "regression"}:
         model = subject.open(run.device)
         if fresh:
             replace_classifier(model, len(subject.labels), run.seed)
@@ -38,6 +50,8 @@ def open_classifier(subject: Subject, texts: Texts, run: Run, *, fresh: bool = F
     model = subject.open(run.device, num_labels=len(names), seed=run.seed)
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: label for label, name in enumerate(names)}
+    if scores:
+        model.config.problem_type = "regression"
     return _with_pet(model, pet, run)
 
 
@@ -50,7 +64,14 @@ def _with_pet(model: Any, pet: str | None, run: Run) -> Any:
 
 
 def data_labels(texts: Texts) -> tuple[str, ...]:
-    """The label names by id of texts that no checkpoint gave its labels to."""
+    """The label names by id of texts that no checkpoint gave its labels to; one name where the labels are scores."""
     if texts.label_names is not None:
         return texts.label_names
+    if has_scores(texts):
+        return ("LABEL_0",)
     return tuple(f"LABEL_{label}" for label in range(max((int(label) for label in texts.labels or ()), default=0) + 1))
+
+
+def has_scores(texts: Texts) -> bool:
+    """Whether the labels are scores of a regression, and not ids."""
+    return any(isinstance(label, float) for label in texts.labels or ())
