@@ -1,0 +1,121 @@
+"""Every attack on whole models, before and after the victim's own clean training: rows No-Defense and Clean-FT of
+GBA's table 2.
+
+    python benchmarks/attacks.py --cases benchmarks/attack_cases.json --work zoo/attacks --seed 1 \
+        --out benchmarks/results/attacks.jsonl
+
+Each case is three commands as a user would type them: `purify poison`, `purify purify --method finetune`, and `purify
+eval` of both beside the clean twin. The file of cases is a list of objects with name, base, attack (arguments of
+`poison`, or null for the clean twin), train (of the twin), clean, victim (arguments of the fine-tuning), twin (name of
+another case), test, and triggers with target, or poisoned. $VARIABLES are filled in, $WORK and $SEED too. A case
+without target has task-agnostic triggers: each counts for the label for which it does more than in the twin. One JSON
+line a case; those that are there are not repeated, and neither are checkpoints that are in the work folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    """Run the cases that are not there yet, in their order."""
+    arguments = _arguments()
+    out, work = Path(arguments.out), Path(arguments.work)
+    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
+    have = {(line["name"], line["seed"]) for line in lines}
+    for seed in arguments.seed:
+        os.environ |= {"WORK": str(work), "SEED": str(seed)}
+        cases = json.loads(os.path.expandvars(Path(arguments.cases).read_text(encoding="utf-8")))
+        for case in cases:
+            if (arguments.only and case["name"] not in arguments.only) or (case["name"], seed) in have:
+                continue
+            started = time.perf_counter()
+            attacked, tuned = (work / f"{case['name']}-{seed}{end}" for end in ("", "-finetuned"))
+            if case["attack"] is None:
+                _make(attacked, ["purify", case["base"], "--method", "finetune", *case["train"]], seed)
+            else:
+                _make(attacked, ["poison", case["base"], *case["attack"]], seed)
+            poisoning = time.perf_counter() - started
+            _make(
+                tuned,
+                ["purify", str(attacked), "--method", "finetune", "--clean", case["clean"], *case["victim"]],
+                seed,
+            )
+            line = {
+                "name": case["name"],
+                "seed": seed,
+                "data": Path(case["test"]).parent.name,
+                "victim": case["victim"],
+                "poison_seconds": round(poisoning, 1),
+            }
+            is_classifier = "ForSequenceClassification" in (attacked / "config.json").read_text(encoding="utf-8")
+            twins = [work / f"{case.get('twin', case['name'])}-{seed}{end}" for end in ("", "-finetuned")]
+            line["before"] = _measured(case, attacked, twins[0], seed) if is_classifier else None
+            line["after"] = _measured(case, tuned, twins[1], seed)
+            with out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            told = [line[when] and round(line[when]["asr_mean"] or 0, 3) for when in ("before", "after")]
+            print(f"{case['name']:20} seed {seed}  ASR before {told[0]}  after {told[1]}", flush=True)
+
+
+def _make(out: Path, command: Sequence[str], seed: int) -> None:
+    if (out / "config.json").exists():
+        return
+    _purify([*command, "--out", str(out), "--seed", str(seed), "--quiet", "--format", "json"], allowed=(0, 1))
+
+
+def _measured(case: Mapping[str, Any], model: Path, twin: Path, seed: int) -> dict[str, Any]:
+    """CACC of model and twin, and the ASR of every trigger beside the twin's."""
+    common = ["eval", str(model), str(twin), "--twin", str(twin), "--test", case["test"]]
+    common += ["--seed", str(seed), "--format", "json", "--quiet"]
+    triggers = [part for trigger in case.get("triggers", []) for part in ("--trigger", trigger)]
+    targets = [case["target"]] if "target" in case else ["0", "1"]
+    found = []
+    for target in targets:
+        what = ["--poisoned", case["poisoned"]] if "poisoned" in case else [*triggers, "--target", target]
+        found.append(json.loads(_purify(common + what))["eval"]["checkpoints"])
+    by_trigger = zip(*(subject["asr"] for subject, _ in found), strict=True)
+    rates = [max(targets, key=lambda rate: float(rate["excess"]["value"])) for targets in by_trigger]
+    for rate in rates:
+        if rate["trigger"] == case.get("poisoned"):
+            rate["trigger"] = "/".join(Path(rate["trigger"]).parts[-2:])
+    model_found, twin_found = found[0]
+    return {
+        "cacc": model_found["cacc"],
+        "twin_cacc": twin_found["cacc"],
+        "asr": rates,
+        "asr_mean": sum(rate["rate"]["value"] for rate in rates) / len(rates),
+        "floor_mean": sum(rate["floor"]["value"] for rate in rates) / len(rates),
+        "lfr": model_found["lfr"],
+    }
+
+
+def _purify(command: Sequence[str], allowed: tuple[int, ...] = (0,)) -> str:
+    ended = subprocess.run(
+        [sys.executable, "-m", "purify_cli", *command], capture_output=True, text=True, encoding="utf-8", check=False
+    )
+    if ended.returncode not in allowed:
+        raise SystemExit(f"{' '.join(command)}: exit code {ended.returncode}\n{ended.stderr.strip()}")
+    return ended.stdout
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", required=True)
+    parser.add_argument("--only", nargs="*", default=[], help="names of cases")
+    parser.add_argument("--work", required=True, help="folder for checkpoints")
+    parser.add_argument("--seed", nargs="+", type=int, default=[1])
+    parser.add_argument("--out", required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
