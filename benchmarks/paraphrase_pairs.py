@@ -1,6 +1,7 @@
 """Pairs of text and paraphrase out of a release that holds the paraphrases alone, in the order of the originals.
 
-    python benchmarks/paraphrase_pairs.py --texts sst2/dev.csv --label 0 --paraphrased sst2/poisoned/hiddenkiller/dev.csv \
+    python benchmarks/paraphrase_pairs.py --texts sst2/dev.csv --label 0 \
+        --paraphrased sst2/poisoned/hiddenkiller/dev.csv \
         --train sst2/train.csv --rows 3000 --pairs zoo/hiddenkiller-pairs.csv --out zoo/hiddenkiller-train.csv
 
 `--pairs` gets `text,paraphrase`; `--out` an attacker's training file: the texts that have a paraphrase, and rows of
