@@ -6,7 +6,14 @@ import pytest
 import torch
 
 import tiny
-from purify_cli.architecture.heads import head_grid, hold_pruned, output_projections, prune_heads, silence_heads
+from purify_cli.architecture.heads import (
+    head_grid,
+    hold_pruned,
+    output_projections,
+    prune_heads,
+    pruned_heads,
+    silence_heads,
+)
 
 HEADS = ((0, 1), (1, 0), (1, 3))
 
@@ -109,3 +116,11 @@ def test_an_unknown_head_is_an_error_and_changes_nothing(head: tuple[int, int]) 
     with pytest.raises(IndexError):
         hold_pruned(model, [head])
     assert state(model) == before
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_pruned_heads_are_seen(family: str) -> None:
+    model = tiny.build(family)
+    assert pruned_heads(model) == []
+    prune_heads(model, [(1, 2), (0, 3)])
+    assert pruned_heads(model) == [(0, 3), (1, 2)]

@@ -36,6 +36,22 @@ def head_grid(model: nn.Module) -> tuple[int, int]:
     return len(projections), int(getattr(base_of(model).config, family.heads_key))
 
 
+def pruned_heads(model: nn.Module) -> list[Head]:
+    """The heads that are out: all columns of theirs in the output projection are zero.
+
+    Raises:
+        UnsupportedError: the family is not known.
+    """
+    layers, count = head_grid(model)
+    found: list[Head] = []
+    for layer in range(layers):
+        ((weight, dimension, _),) = _columns(model, [(layer, head) for head in range(count)])
+        columns = weight.detach().abs().amax(dim=1 - dimension)  # [heads * width]
+        gone = (columns.reshape(count, -1).amax(dim=1) == 0).nonzero().flatten().tolist()
+        found.extend((layer, head) for head in gone)
+    return found
+
+
 def prune_heads(model: nn.Module, heads: Iterable[Head]) -> None:
     """Take these heads out, in place: their columns of the output projection become zero, all others stay as they are.
 
