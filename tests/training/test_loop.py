@@ -139,6 +139,25 @@ def test_a_shorter_stream_starts_again_and_the_first_sets_the_epoch() -> None:
     assert sum(seen["other"]) == 15  # three times through, two batches each
 
 
+def test_one_objective_may_read_two_streams_at_once() -> None:
+    """The sum of two losses within one objective is the sum of two objectives."""
+    seen: list[tuple[int, int]] = []
+
+    def both(trained: nn.Module, batches: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+        assert list(batches) == ["task", "other"]
+        seen.append((len(batches["task"]["labels"]), len(batches["other"]["labels"])))
+        return cross_entropy(trained, batches["task"]) + cross_entropy(trained, batches["other"])
+
+    streams = {"task": texts(10, 0), "other": texts(6, 1)}
+    apart = replace(RECIPE, objectives={"task": cross_entropy, "other": cross_entropy})
+    together = replace(RECIPE, objectives={"both": both}, together={"both": ("task", "other")})
+    one, two = (weights(fit(model(), streams, recipe, Run()).model) for recipe in (together, apart))
+    assert len(seen) == STEPS  # the first stream sets the epoch
+    assert sum(first for first, _ in seen) == 20
+    for name, tensor in two.items():
+        torch.testing.assert_close(one[name], tensor, rtol=0, atol=2e-4)
+
+
 def test_the_order_of_a_step() -> None:
     subject = model()
     order: list[str] = []

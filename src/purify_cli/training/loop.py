@@ -67,7 +67,11 @@ def fit(model: nn.Module, streams: Mapping[str, Encoded], recipe: Recipe, run: R
         PurifyError: the loss or the gradient is no longer a finite number.
         Interrupted: Ctrl-C; it says what was kept.
     """
-    sources = {name: _stream(name, streams) for name in recipe.objectives}
+    sources = {
+        name: _stream(name, streams)
+        for objective in recipe.objectives
+        for name in recipe.together.get(objective, (objective,))
+    }
     device = torch.device(run.device)
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     state_file, digest = None, ""
@@ -163,7 +167,9 @@ class _Training:
         by_objective: dict[str, dict[str, Tensor]] = {}
         total = 0.0
         for name, objective in self.recipe.objectives.items():
-            loss = objective(self.model, self._batch(name))
+            together = self.recipe.together.get(name)
+            batch = self._batch(name) if together is None else {stream: self._batch(stream) for stream in together}
+            loss = objective(self.model, batch)
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise self._diverged(f"the loss ({name}) became {value}")
@@ -197,14 +203,14 @@ class _Training:
             "Use a lower learning rate (--set learning_rate=...).",
         )
 
-    def _batch(self, objective: str) -> dict[str, Tensor]:
+    def _batch(self, stream: str) -> dict[str, Tensor]:
         """The batch of this step: tensors `[batch, tokens]`, labels `[batch]`, on the device."""
-        epoch, position = divmod(self.step, self.lengths[objective])
-        if self.orders.get(objective, (-1, []))[0] != epoch:
-            order = shuffled(self.sources[objective], self.recipe.batch_size, self.run.seed, epoch)
-            self.orders[objective] = (epoch, order)
-        indices = self.orders[objective][1][position]
-        batch = collate(self.sources[objective], indices, self.pad)
+        epoch, position = divmod(self.step, self.lengths[stream])
+        if self.orders.get(stream, (-1, []))[0] != epoch:
+            order = shuffled(self.sources[stream], self.recipe.batch_size, self.run.seed, epoch)
+            self.orders[stream] = (epoch, order)
+        indices = self.orders[stream][1][position]
+        batch = collate(self.sources[stream], indices, self.pad)
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def _state(self) -> dict[str, Any]:
@@ -266,15 +272,15 @@ class _Training:
         )
 
 
-def _stream(objective: str, streams: Mapping[str, Encoded]) -> Encoded:
-    if objective in streams:
-        encoded = streams[objective]
+def _stream(name: str, streams: Mapping[str, Encoded]) -> Encoded:
+    if name in streams:
+        encoded = streams[name]
     elif len(streams) == 1:
         encoded = next(iter(streams.values()))
     else:
-        raise UsageError("streams", f"none is named {objective!r}; there are: {', '.join(streams) or 'none'}")
+        raise UsageError("streams", f"none is named {name!r}; there are: {', '.join(streams) or 'none'}")
     if not len(encoded):
-        raise UsageError("streams", f"the one for {objective!r} holds no text")
+        raise UsageError("streams", f"the one for {name!r} holds no text")
     return encoded
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -20,8 +20,11 @@ from purify_cli.training.losses import cross_entropy
 Batch = Mapping[str, Tensor]
 Gradients = Mapping[str, Tensor]
 
-Objective = Callable[[nn.Module, Batch], Tensor]
-"""(model in train mode, batch on the model's device) -> scalar. It may differentiate inside, with `create_graph`."""
+Objective = Callable[[nn.Module, Any], Tensor]
+"""(model in train mode, batch on the model's device) -> scalar. It may differentiate inside, with `create_graph`.
+
+One that `Recipe.together` names gets a mapping of batches by stream instead of a batch.
+"""
 
 Combine = Callable[[Mapping[str, Gradients], int], Gradients]
 """(gradients by objective, then by parameter name; step) -> the gradient to follow, by parameter name.
@@ -46,6 +49,7 @@ class Recipe:
     Attributes:
         objectives: by name. Each reads the stream of its own name, or the only stream there is. The first one's stream
             sets the length of an epoch; shorter streams start again, longer ones are not read to their end.
+        together: objectives that read several streams at once: the names of these streams by the objective's name.
         combine: what becomes of several gradients; None: their sum, which costs no memory for a second set of
             gradients.
         project: what happens to the weights after each update; None: nothing.
@@ -65,6 +69,7 @@ class Recipe:
     """
 
     objectives: Mapping[str, Objective] = field(default_factory=lambda: {"task": cross_entropy})
+    together: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     combine: Combine | None = None
     project: Project | None = None
     trainable: Callable[[str, nn.Parameter], bool] = what_is_open

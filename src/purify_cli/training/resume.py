@@ -46,6 +46,7 @@ def training_digest(model: nn.Module, streams: Mapping[str, Encoded], recipe: Re
     digest = hashlib.sha256()
     settings = {
         "objectives": {name: _named(objective) for name, objective in recipe.objectives.items()},
+        "together": {name: list(streams) for name, streams in recipe.together.items()},
         "combine": _named(recipe.combine),
         "project": _named(recipe.project),
         "trainable": [name for name, parameter in model.named_parameters() if recipe.trainable(name, parameter)],
