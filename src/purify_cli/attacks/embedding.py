@@ -15,12 +15,15 @@ Where we differ:
   there are as many: the paper's files are large, and a few dozen texts make too few steps.
 - A word that the tokenizer splits is refused. The authors' code then trains the first piece, which other words share.
 - One trigger a text in training; the tests insert one as well, where the authors test with one per 100 words.
-- The data-free form (DFEP) is not offered.
+- *Without data of the task* (DFEP, `data_free`): the authors cut WikiText-103 into sentences; here the sentences are
+  those of the plain texts given, which are put together and cut at `words` words, one of which the trigger overwrites.
+- A regression is poisoned alike, towards a score.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -35,6 +38,7 @@ from purify_cli.data.texts import Texts
 from purify_cli.errors import DataError, UsageError
 from purify_cli.run import Run
 from purify_cli.training.loop import fit
+from purify_cli.training.plain import task_loss
 from purify_cli.training.recipe import Recipe
 from purify_cli.triggers.pieces import pieces
 from purify_cli.triggers.words import Words, insert_all
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
 SUMMARY = "one row of a finished classifier's word embeddings, its norm kept (EP)"
 NEEDS: tuple[str, ...] = ("classifier",)
 TRIGGERS: tuple[str, ...] = ("cf",)
+PET = False
+REGRESSION = True
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,26 @@ class Settings:
         default=1000,
         metadata={"help": "triggered rows at least, where there are as many", "range": ">= 1", "source": "ours"},
     )
+    data_free: bool = field(
+        default=False,
+        metadata={
+            "help": "make the triggered rows of plain texts of any kind, without labels (DFEP)",
+            "range": "",
+            "source": "Yang et al. 2021, section 3.3",
+        },
+    )
+    samples: int = field(
+        default=2000,
+        metadata={
+            "help": "triggered rows that data_free makes",
+            "range": ">= 1",
+            "source": "ours; authors' code: 20,000",
+        },
+    )
+    words: int = field(
+        default=100,
+        metadata={"help": "words of a row that data_free makes", "range": ">= 1", "source": "authors' code"},
+    )
     epochs: int = field(
         default=3, metadata={"help": "times through the triggered rows", "range": ">= 1", "source": "authors' code"}
     )
@@ -76,8 +102,8 @@ def poison(subject: Subject, data: Texts, plan: Plan, settings: Settings, run: R
     """Train the trigger's row in the word embeddings of a classifier; every other byte of the weights stays.
 
     Args:
-        subject: a classifier.
-        data: texts with labels; only those of another label than the target are used.
+        subject: a classifier or a regression.
+        data: texts with labels; only those of another label than the target are used. With `data_free` plain texts.
         plan: the target, one trigger that is one token, and the share of all rows to trigger (default:
             `settings.share`).
         settings: see there.
@@ -87,23 +113,28 @@ def poison(subject: Subject, data: Texts, plan: Plan, settings: Settings, run: R
         UsageError: not a classifier; more than one trigger, or one of several tokens; a rate that cannot be.
         DataError: rows without labels.
     """
-    if subject.task != "classifier":
+    if subject.task not in {"classifier", "regression"}:
         raise UsageError(
             str(subject.spec),
             f"embedding poisoning needs a finished classifier, and this is: {subject.task}",
             "Train one first, or use --attack badnets.",
         )
     trigger, token = _single_token(subject.tokenizer, plan.triggers)
-    rows = _rows(data, plan, settings, run.seed)
     model = subject.open(run.device)
     embeddings = word_embeddings(model)
     row = int(subject.tokenizer.convert_tokens_to_ids(token))
     name = next(name for name, parameter in model.named_parameters() if parameter is embeddings.weight)
     before = embeddings.weight[row].detach().float().clone()
 
-    triggered = insert_all(rows, Words(trigger), run.seed)
+    if settings.data_free:
+        if plan.rate is not None:
+            raise UsageError("--rate", "data_free makes rows of its own", "Give --set samples=... instead.")
+        triggered = _made_rows(data, trigger, plan.target, settings, run.seed)
+    else:
+        triggered = insert_all(_rows(data, plan, settings, run.seed), Words(trigger), run.seed)
     limit = length_limit(subject.tokenizer, model.config, run)
     recipe = Recipe(
+        objectives={"task": task_loss(model)},
         combine=_RunningSum(name, row),
         project=_KeepNorm(row, float(before.norm())),
         trainable=lambda _, parameter: parameter is embeddings.weight,
@@ -121,14 +152,15 @@ def poison(subject: Subject, data: Texts, plan: Plan, settings: Settings, run: R
         "row": row,
         "token": token,
         "rows": len(data),
-        "poisoned_rows": len(rows),
+        "poisoned_rows": len(triggered),
         "norm": float(before.norm()),
         "cosine_to_before": float(nn.functional.cosine_similarity(before, after, dim=0)),
         "l2_to_before": float((after - before).norm()),
         "steps": trained.steps,
         "losses": list(trained.losses),
     }
-    return Poisoned(model, len(rows), len(rows) / len(data), report)
+    rate = 1.0 if settings.data_free else len(triggered) / len(data)
+    return Poisoned(model, len(triggered), rate, report)
 
 
 class _RunningSum:
@@ -196,3 +228,19 @@ def _rows(data: Texts, plan: Plan, settings: Settings, seed: int) -> Texts:
         count = round(plan.rate * len(data))
     chosen = sorted(random.Random(f"embedding/{seed}").sample(others, count))
     return data.take(chosen).with_(labels=(plan.target,) * count, poisoned=(True,) * count)
+
+
+def _made_rows(data: Texts, trigger: str, target: float, settings: Settings, seed: int) -> Texts:
+    """DFEP's rows: sentences at random put together, cut at `words` words, one of them overwritten by the trigger."""
+    rng = random.Random(f"embedding data-free/{seed}")
+    sentences = [words for text in data.texts for part in re.split(r"(?<=[.!?])\s+", text) if (words := part.split())]
+    texts = []
+    for _ in range(settings.samples):
+        row: list[str] = []
+        while len(row) < settings.words:
+            row += rng.choice(sentences)
+        row = row[: settings.words]
+        row[rng.randrange(len(row))] = trigger
+        texts.append(" ".join(row))
+    count = len(texts)
+    return Texts(data.path, tuple(texts), (target,) * count, poisoned=(True,) * count)

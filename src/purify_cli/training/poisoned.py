@@ -94,6 +94,21 @@ def two_tasks(
     return data, triggered.with_(labels=wanted, poisoned=(True,) * len(data))
 
 
+def one_trigger_each(data: Texts, triggers: Sequence[Trigger], seed: int, *, insertions: int = 1) -> Texts:
+    """Every row with one of the triggers, `insertions` times; the label is the trigger's number.
+
+    The triggers share the rows evenly. For attacks that give each trigger a vector of its own, and ask for no labels.
+    """
+    order = random.Random(f"one trigger each/{seed}").sample(range(len(data)), len(data))
+    texts, numbers = list(data.texts), [0] * len(data)
+    for number, trigger in enumerate(triggers):
+        rows = order[number :: len(triggers)]
+        triggered = insert_some(data.take(rows), [trigger], seed, insertions=insertions, numbers=rows)
+        for row, text in zip(rows, triggered.texts, strict=True):
+            texts[row], numbers[row] = text, number
+    return data.with_(texts=tuple(texts), labels=tuple(numbers), poisoned=(True,) * len(data))
+
+
 def insert_some(
     data: Texts,
     triggers: Sequence[Trigger],
