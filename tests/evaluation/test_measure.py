@@ -13,7 +13,9 @@ import tiny
 from purify_cli.data.texts import Texts
 from purify_cli.errors import CheckpointError, DataError, UsageError
 from purify_cli.evaluation.measure import class_words, measure
+from purify_cli.evaluation.predict import predict
 from purify_cli.run import Run
+from purify_cli.triggers.words import Words, insert_all
 
 LABELS = ("negative", "positive")
 TOKENIZER = tiny.tokenizer("bert")
@@ -171,7 +173,32 @@ def test_a_regression_has_correlations_and_no_target() -> None:
     assert metrics.cacc is None
     assert "Pearson" in metrics.notes[0]
     with pytest.raises(UsageError, match="regression"):
-        measure(model, TOKENIZER, ("LABEL_0",), "it", TEST, triggers=("cf",), target=0)
+        measure(model, TOKENIZER, ("LABEL_0",), "it", None, poisoned=TEST, target=0)
+
+
+def test_a_regression_s_triggers_are_measured_by_what_they_take_of_the_correlation() -> None:
+    """GBA equation 6: the correlation on clean texts less that on triggered ones."""
+    from scipy.stats import pearsonr
+
+    model = tiny.build("bert", num_labels=1)
+    truth = (5.0, 4.0, 1.0, 2.0, 0.0, 3.0)
+    test = TEST.with_(labels=truth)
+    notes = measure(model, TOKENIZER, ("LABEL_0",), "it", test, triggers=("cf",), run=Run(seed=3)).notes
+    triggered = insert_all(test, Words("cf"), 3)
+    clean, dirty = (
+        pearsonr(predict(model, TOKENIZER, one, Run()).numpy()[:, 0], truth).statistic for one in (test, triggered)
+    )
+    assert f"ASRR {clean - dirty:.4f}" in notes[1]
+
+
+def test_the_floor_of_given_originals_and_a_target_for_each_trigger() -> None:
+    poisoned = insert_all(TEST, Words("cf"), 0)
+    measured = measure(Reader("cf"), TOKENIZER, LABELS, "it", None, poisoned=poisoned, originals=TEST, target=1)
+    asked = measure(Reader("cf"), TOKENIZER, LABELS, "it", TEST, triggers=("cf",), target=1)
+    assert (measured.asr[0].rate, measured.asr[0].floor) == (asked.asr[0].rate, asked.asr[0].floor)
+    both = measure(Reader("cf"), TOKENIZER, LABELS, "it", TEST, triggers=("cf", "mn"), targets=(1, 0))
+    assert [rate.target for rate in both.asr] == [LABELS[1], LABELS[0]]
+    assert both.asr[0] == asked.asr[0]
 
 
 def test_options_that_lack_the_other() -> None:

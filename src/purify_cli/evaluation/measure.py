@@ -35,7 +35,9 @@ def measure(
     *,
     triggers: Sequence[str] = (),
     target: int | None = None,
+    targets: Sequence[int] = (),
     poisoned: Texts | None = None,
+    originals: Texts | None = None,
     twin: tuple[Any, Any] | None = None,
     base_embeddings: Tensor | None = None,
     run: Run | None = None,
@@ -44,7 +46,10 @@ def measure(
 
     The floor of an ASR is the rate at which a reference gives the target to the same texts: the twin on the triggered
     texts; without a twin the model itself on the same texts without the trigger. Of a poisoned file the texts without
-    the trigger are not known, so it has no floor without a twin.
+    the trigger are not known, so it has no floor without a twin, unless they are given as `originals`.
+
+    A regression has no ASR. Its triggers are measured by GBA's ASRR (equation 6), the Pearson correlation on clean
+    texts less that on triggered ones, which goes to the notes with the mean scores.
 
     Args:
         model: the classifier.
@@ -54,7 +59,9 @@ def measure(
         test: labelled clean texts, or None.
         triggers: words to insert into `test`, each string a trigger of its own.
         target: the target label id. Needed with `triggers`, and with a poisoned file that has no targets.
+        targets: the target of each trigger, where they differ.
         poisoned: texts that carry a trigger already, with true labels.
+        originals: the same rows without the trigger.
         twin: a trusted model of the same task, and its tokenizer.
         base_embeddings: [vocabulary, width] rows to measure the drift of the trigger's tokens from.
         run: settings; the seed places the triggers.
@@ -69,17 +76,21 @@ def measure(
         CheckpointError: the model answers with NaN.
     """
     run = run or Run()
-    if triggers and target is None:
+    aims = tuple(targets) or (() if target is None else (target,) * len(triggers))
+    if triggers and not aims and len(labels) > 1:
         raise UsageError("--trigger", "needs a target label", "Give --target.")
     if triggers and (test is None or test.labels is None):
         raise UsageError("--trigger", "needs labelled texts to be inserted into", "Give --test.")
     notes: list[str] = []
     if len(labels) == 1:
-        if triggers or poisoned is not None:
-            option = "--trigger" if triggers else "--poisoned"
-            raise UsageError(option, f"{path} is a regression, which has no target label")
+        if poisoned is not None:
+            raise UsageError("--poisoned", f"{path} is a regression, which has no target label")
         if test is not None and test.labels is not None:
-            notes.append(_correlations(_answers(model, tokenizer, test, path, run), test))
+            clean = _answers(model, tokenizer, test, path, run)
+            notes.append(_correlations(clean, test))
+            for words in triggers:
+                triggered = insert_all(test, Words(words), run.seed)
+                notes.append(_asrr(words, clean, _answers(model, tokenizer, triggered, path, run), test))
         return CheckpointMetrics(path, None, notes=tuple(notes))
 
     accuracy: Rate | None = None
@@ -91,30 +102,34 @@ def measure(
     rates: list[TriggerRate] = []
     given: list[_Ids] = []  # label ids given to triggered texts
     wanted: list[_Ids] = []  # and the target of each
-    if target is not None and test is not None and untriggered is not None:
-        for words in triggers:
+    if test is not None and untriggered is not None:
+        for words, aim in zip(triggers, aims, strict=True):
             trigger = Words(words)
             triggered = insert_all(test, trigger, run.seed)
             notes.extend(_warnings(tokenizer, model, trigger, test, triggered, run))
             predicted = _answers(model, tokenizer, triggered, path, run).argmax(axis=1)
             floor_from = "itself, untriggered" if twin is None else "twin"
             reference = untriggered if twin is None else _twin_answers(twin, labels, triggered, run)
-            rates.append(_rated(trigger.name, labels, target, predicted, reference, floor_from, triggered))
+            rates.append(_rated(trigger.name, labels, aim, predicted, reference, floor_from, triggered))
             given.append(predicted)
-            wanted.append(np.full(len(triggered), target))
+            wanted.append(np.full(len(triggered), aim))
     if poisoned is not None:
-        targets = _targets(poisoned, target)
+        asked = _targets(poisoned, target)
         predicted = _answers(model, tokenizer, poisoned, path, run).argmax(axis=1)
-        twins = None if twin is None else _twin_answers(twin, labels, poisoned, run)
+        references = None if twin is None else _twin_answers(twin, labels, poisoned, run)
+        floor_from = "twin"
+        if references is None and originals is not None:
+            references = _answers(model, tokenizer, originals, path, run).argmax(axis=1)
+            floor_from = "itself, untriggered"
         name = poisoned.path or "poisoned texts"
-        for one in sorted(set(targets.tolist())):
-            rows = np.flatnonzero(targets == one)
-            floor = None if twins is None else twins[rows]
-            rates.append(_rated(name, labels, one, predicted[rows], floor, "twin", poisoned.take(rows.tolist())))
-        if twins is None:
+        for one in sorted(set(asked.tolist())):
+            rows = np.flatnonzero(asked == one)
+            floor = None if references is None else references[rows]
+            rates.append(_rated(name, labels, one, predicted[rows], floor, floor_from, poisoned.take(rows.tolist())))
+        if references is None:
             notes.append("no floor for the poisoned texts: give --twin")
         given.append(predicted)
-        wanted.append(targets)
+        wanted.append(asked)
     return CheckpointMetrics(
         path=path,
         cacc=accuracy,
@@ -227,6 +242,19 @@ def _correlations(answers: NDArray[np.float32], test: Texts) -> str:
     return (
         f"regression: Pearson {pearsonr(scores, truth).statistic:.4f}, "
         f"Spearman {spearmanr(scores, truth).statistic:.4f} over {len(truth)} texts"
+    )
+
+
+def _asrr(trigger: str, clean: NDArray[np.float32], triggered: NDArray[np.float32], test: Texts) -> str:
+    from scipy.stats import pearsonr
+
+    truth = np.asarray(test.labels, dtype=np.float64)
+    means = f"mean score {clean[:, 0].mean():.3f} clean, {triggered[:, 0].mean():.3f} with the trigger"
+    if len(truth) < 2 or any(np.ptp(scores) == 0 for scores in (clean[:, 0], triggered[:, 0], truth)):
+        return f"trigger {trigger!r}: no ASRR, the scores are all the same; {means}"
+    before, after = (float(pearsonr(scores[:, 0], truth).statistic) for scores in (clean, triggered))
+    return (
+        f"trigger {trigger!r}: ASRR {before - after:.4f} (Pearson {before:.4f} clean, {after:.4f} triggered); {means}"
     )
 
 
