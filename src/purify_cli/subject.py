@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from purify_cli.architecture.bottleneck import open_bottlenecks, open_for_training
 from purify_cli.architecture.embeddings import embedding_name
 from purify_cli.architecture.loading import checked_config, load, quiet
+from purify_cli.architecture.pet import note_soft_tokens
 from purify_cli.architecture.table import FAMILIES, Family, family_of, known_families
 from purify_cli.checkpoint import adapter
 from purify_cli.checkpoint.inventory import inventory, sha256
 from purify_cli.checkpoint.locate import locate
-from purify_cli.checkpoint.weights import ADAPTER_NAMES, TensorRef, read_tensors, tensor_table
+from purify_cli.checkpoint.weights import ADAPTER_NAMES, ADAPTERHUB_NAMES, TensorRef, read_tensors, tensor_table
 from purify_cli.errors import CheckpointError, PurifyError, UnsupportedError, UsageError
 from purify_cli.results import FileDigest, SubjectSummary
 
@@ -42,6 +44,8 @@ Task = Literal[
 
 _JSON_LIMIT = 32 * 2**20
 """Bytes of a config file; a real one has a few thousand, or some MB where it names many labels."""
+
+_LAYER_LIMIT = 4096
 
 _ENDINGS: tuple[tuple[str, Kind, Task], ...] = (
     ("ForSequenceClassification", "classifier", "classifier"),
@@ -122,12 +126,12 @@ class Subject:
 
     @cached_property
     def adapter_config(self) -> dict[str, Any] | None:
-        """adapter_config.json of a PEFT adapter; None for everything else."""
+        """adapter_config.json of an adapter (PEFT's, AdapterHub's or our own); None for everything else."""
         file = self.folder / adapter.ADAPTER_CONFIG
-        if self.weights_file is not None and self.weights_file.name not in ADAPTER_NAMES:
+        if self.weights_file is not None and self.weights_file.name not in ADAPTER_NAMES + ADAPTERHUB_NAMES:
             return None
         content = _json(file) if file.is_file() else {}
-        return content if "peft_type" in content else None
+        return content if adapter.is_adapter(content) else None
 
     @cached_property
     def adapter_base(self) -> Subject:
@@ -143,6 +147,16 @@ class Subject:
         if base.kind == "adapter":
             raise CheckpointError(base.spec, "is an adapter, and cannot be the base of another")
         return base
+
+    @cached_property
+    def _bottlenecks(self) -> adapter.BottleneckFiles | None:
+        """What an adapter of bottleneck modules holds, in our own words; None for everything else."""
+        if self.adapter_config is None:
+            return None
+        layers = self.adapter_base.config.get(self.family.layers_key)
+        if isinstance(layers, bool) or not isinstance(layers, int) or not 0 < layers <= _LAYER_LIMIT:
+            raise CheckpointError(self._config_file, f"{self.family.layers_key} is {str(layers)[:40]!r}")
+        return adapter.bottleneck_files(self.folder, self.adapter_config, self.family.model_type, layers)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -197,6 +211,11 @@ class Subject:
 
     def _adapter_task(self) -> Task:
         named = (self.adapter_config or {}).get("task_type")
+        if "peft_type" not in (self.adapter_config or {}):
+            try:
+                named = "SEQ_CLS" if self._adapter_head is not None else named
+            except UnsupportedError:
+                return "other"
         if named == "SEQ_CLS":
             return "regression" if len(self.labels) == 1 else "classifier"
         if named == "TOKEN_CLS":
@@ -212,7 +231,15 @@ class Subject:
 
     @property
     def _adapter_head(self) -> int | None:
-        return adapter.head_labels(adapter.adapter_table(self.folder), self.family.output_layer)
+        own = self._bottlenecks
+        return adapter.head_labels(self.tensors if own is None else own.tensors, self.family.output_layer)
+
+    @property
+    def _adapter_label_names(self) -> tuple[str, ...]:
+        """The label names that an adapter brings with it; empty if it brings none."""
+        own = self._bottlenecks
+        named = adapter.saved_labels(self.folder) if own is None else own.config.get("id2label")
+        return _label_names({"id2label": named}, self.folder / adapter.ADAPTER_CONFIG)
 
     @cached_property
     def architecture(self) -> str | None:
@@ -244,6 +271,9 @@ class Subject:
         if self.adapter_config is not None:
             brought = self._adapter_head
             base = self.adapter_base.labels
+            own = self._adapter_label_names
+            if brought is not None and len(own) == brought:
+                return own
             if brought is None or brought == len(base):
                 return base
             named = _label_names(self.adapter_base.config, self._config_file)
@@ -292,7 +322,7 @@ class Subject:
         if self.adapter_config is not None:
             if self.weights_file is not None:
                 return tensor_table(self.folder, self.weights_file)
-            return adapter.adapter_table(self.folder)
+            return adapter.adapter_table(self.folder, self.adapter_config)
         return tensor_table(self.folder, self.weights_file)
 
     @property
@@ -403,6 +433,9 @@ class Subject:
                 own, every other gets a fresh one. None: the model that the checkpoint is.
             seed: draws the fresh classifier.
 
+        Of an adapter that cannot be merged (bottleneck modules, prefixes, prompts) the adapter and the classifier ask
+        for gradients and its base does not, so that a training trains what an adapter folder can hold.
+
         Raises:
             UnsupportedError: a kind or an architecture that is not read.
             CheckpointError: config, tensors and tokenizer do not fit together.
@@ -424,7 +457,15 @@ class Subject:
         elif self.kind == "causal-lm":
             form = "causal-lm"
         model = load(form, config, read_tensors(self.tensors), self.spec, fresh_labels=fresh, seed=seed)
+        model.name_or_path = self._name  # what an adapter that is put on it names as its base
         return model.to(device)
+
+    @property
+    def _name(self) -> str:
+        """The checkpoint as transformers and peft are told of it: a folder that they can load, or a name on the hub."""
+        if self.revision is not None:
+            return self.spec.removeprefix("hf://").partition("@")[0]
+        return self.spec if self.folder == Path(self.spec) else str(self.folder)
 
     def model(self, device: str = "cpu") -> Any:
         """The model of the checkpoint as `open` gives it, kept from call to call: for looking, not for changing.
@@ -454,6 +495,8 @@ class Subject:
             if wanted is None:
                 remedy = "Give a base that is a classifier with --base."
                 raise CheckpointError(self.spec, "neither the adapter nor its base has a classifier", remedy)
+        elif self._bottlenecks is not None:
+            wanted = num_labels  # an adapter without a classifier on an encoder
         if brought is not None and len(base.labels) not in {0, brought}:
             wanted = brought
         if wanted is not None and wanted > 2**20:
@@ -466,7 +509,14 @@ class Subject:
             raise CheckpointError(base.spec, f"the base of the adapter: {error.problem}", error.remedy) from error
         if wanted is not None:
             _name_labels(model.config, self.labels)
-        model = adapter.attach(model, self.folder, config)
+        own = self._bottlenecks
+        if own is None:
+            model = adapter.attach(model, self.folder, config)
+            note_soft_tokens(model)
+        else:
+            has_head = own.config.get("task_type") == "SEQ_CLS"
+            model = open_bottlenecks(model, own.config, own.read(), self.folder, head=has_head)
+            open_for_training(model)
         if num_labels is not None and num_labels != len(self.labels):
             from purify_cli.architecture.classifier import replace_classifier
 

@@ -7,18 +7,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from purify_cli.architecture.table import base_of, family_of, modules_at
+from purify_cli.architecture.table import base_of, family_of
 
 
 def classifier_parameters(model: nn.Module) -> list[str]:
-    """Names of the parameters that a classification model has on top of its base model, in their order."""
+    """Names of the parameters that a classification model has on top of its base model, in their order.
+
+    Where peft trains a copy of the classifier, the copy is meant.
+    """
     inside = {id(parameter) for parameter in base_of(model).parameters()}
-    return [name for name, parameter in model.named_parameters() if id(parameter) not in inside]
+    return [name for name, parameter in model.named_parameters() if id(parameter) not in inside and not _is_pefts(name)]
 
 
-def output_layer(model: nn.Module) -> nn.Linear:
+def _is_pefts(name: str) -> bool:
+    """Whether peft keeps it beside the classifier: soft prompts, and what the classifier was before."""
+    return name.startswith("prompt_encoder.") or ".original_module" in name
+
+
+def output_layer(model: Any) -> nn.Linear:
     """The linear layer that gives the logits; its weight is [labels, width]."""
-    layer = modules_at(model, family_of(base_of(model).config).output_layer)[0]
+    layer: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for part in family_of(base_of(model).config).output_layer.split("."):
+        layer = layer.get_submodule(part)
+        if isinstance(copies := getattr(layer, "modules_to_save", None), nn.ModuleDict):
+            layer = copies["default"]  # peft's wrapper around what is saved whole
     if not isinstance(layer, nn.Linear):
         raise TypeError(f"the classifier's output layer is a {type(layer).__name__}")
     return layer
@@ -37,7 +49,7 @@ def replace_classifier(model: Any, num_labels: int, seed: int) -> None:
     spread = float(getattr(config, "initializer_range", None) or 0.02)
     random = torch.Generator(device="cpu").manual_seed(seed)
     for name, module in list(model.named_modules()):
-        if id(module) in inside or not isinstance(module, nn.Linear):
+        if id(module) in inside or not isinstance(module, nn.Linear) or _is_pefts(name):
             continue
         rows = num_labels if module is last else module.out_features
         # Left empty, so that the caller's random numbers are not drawn from.

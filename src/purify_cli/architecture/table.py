@@ -37,6 +37,13 @@ class Family:
             transformers) or the path in the core of the dropout module that is handed the full map.
         layers_key, heads_key, width_key: the names that the config gives to these numbers.
         shares_layers: one layer is run at several depths (ALBERT).
+        ffn_input: path in a layer of the module that is handed the feed-forward part's input.
+        ffn_result: path in a layer of the module that gives the feed-forward part's result as it is added to the
+            residual: after its dropout, before the layer's own addition and normalization.
+        attention_result: the same of the attention part.
+        ffn_norm: path in a layer of the normalization behind that addition; None: it normalizes before.
+        lora_targets: names of the projections that LoRA is put on: queries and values.
+        takes_prefix: the model can be handed keys and values of a past, which prefix tuning needs.
     """
 
     model_type: str
@@ -55,6 +62,17 @@ class Family:
     heads_key: str = "num_attention_heads"
     width_key: str = "hidden_size"
     shares_layers: bool = False
+    ffn_input: str = "intermediate"
+    ffn_result: str = "output.dropout"
+    attention_result: str = "attention.output.dropout"
+    ffn_norm: str | None = "output.LayerNorm"
+    lora_targets: tuple[str, ...] = ("query", "value")
+    takes_prefix: bool = True
+
+    @property
+    def layer(self) -> str:
+        """Path of the layers, each of which holds an attention block."""
+        return self.attention.rpartition(".")[0]
 
 
 def _decoder(model_type: str, title: str) -> Family:
@@ -68,6 +86,11 @@ def _decoder(model_type: str, title: str) -> Family:
         output="o_proj",
         summary="last",
         output_layer="score",
+        ffn_input="mlp",
+        ffn_result="mlp",
+        attention_result="self_attn.o_proj",
+        ffn_norm=None,
+        lora_targets=("q_proj", "v_proj"),
     )
 
 
@@ -110,6 +133,12 @@ FAMILIES: Mapping[str, Family] = {
             layers_key="n_layers",
             heads_key="n_heads",
             width_key="dim",
+            ffn_input="ffn",
+            ffn_result="ffn",
+            attention_result="attention.out_lin",
+            ffn_norm="output_layer_norm",
+            lora_targets=("q_lin", "v_lin"),
+            takes_prefix=False,
         ),
         Family(
             "albert",
@@ -122,6 +151,11 @@ FAMILIES: Mapping[str, Family] = {
             output_layer="classifier",
             pooler="pooler",
             shares_layers=True,
+            ffn_input="ffn",
+            ffn_result="ffn_output",
+            attention_result="attention.output_dropout",
+            ffn_norm="full_layer_layer_norm",
+            takes_prefix=False,
         ),
         Family(
             "electra",
@@ -145,6 +179,8 @@ FAMILIES: Mapping[str, Family] = {
             summary="first",
             output_layer="classifier",
             row_from="dropout",
+            lora_targets=("query_proj", "value_proj"),
+            takes_prefix=False,
         ),
         Family(
             "gpt2",
@@ -159,6 +195,11 @@ FAMILIES: Mapping[str, Family] = {
             layers_key="n_layer",
             heads_key="n_head",
             width_key="n_embd",
+            ffn_input="mlp",
+            ffn_result="mlp",
+            attention_result="attn.resid_dropout",
+            ffn_norm=None,
+            lora_targets=("c_attn",),
         ),
         _decoder("llama", "Llama"),
         _decoder("qwen2", "Qwen2"),

@@ -20,6 +20,8 @@ from purify_cli.errors import CheckpointError, UnsupportedError
 
 MODEL_NAMES = ("model.safetensors", "pytorch_model.bin")
 ADAPTER_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTERHUB_NAMES = ("adapter.safetensors", "pytorch_adapter.bin")
+ADAPTERHUB_HEAD_NAMES = ("model_head.safetensors", "pytorch_model_head.bin")
 
 _INDEX_LIMIT = 64 * 2**20
 """Bytes of an index file; the largest models have a few MB."""

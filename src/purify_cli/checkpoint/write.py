@@ -22,9 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from purify_cli.checkpoint.adapter import ADAPTER_CONFIG, LABELS_KEY, adapter_table
 from purify_cli.checkpoint.inventory import inventory, sha256
 from purify_cli.checkpoint.provenance import FILE_NAME, plain
-from purify_cli.checkpoint.weights import tensor_table
+from purify_cli.checkpoint.weights import ADAPTER_NAMES, tensor_table
 from purify_cli.errors import OutputError, PurifyError
 from purify_cli.results import FileDigest, Written
 
@@ -188,24 +189,63 @@ def _put_in_place(building: Path, out: Path, source: Path | None, force: bool) -
 
 def _write_weights(folder: Path, model: Any, source: Path | None, metadata: dict[str, str]) -> None:
     metadata = {"format": "pt"} | {str(key): str(value) for key, value in metadata.items()}
-    if hasattr(model, "peft_config"):
-        from peft import get_peft_model_state_dict
-
-        _save(get_peft_model_state_dict(model), folder / "adapter_model.safetensors", metadata)
-        model.peft_config["default"].save_pretrained(str(folder))
+    if hasattr(model, "peft_config") or hasattr(model, "bottleneck_config"):
+        _write_adapter(folder, model, source, metadata)
         return
-    state = _untied(model.state_dict())
-    dtypes, usual = _dtypes(source)
-    state = {
-        name: value.to(dtypes.get(name) or usual or value.dtype) if value.is_floating_point() else value
-        for name, value in state.items()
-    }
+    merged = source is not None and (source / ADAPTER_CONFIG).is_file()
+    dtypes, usual = _dtypes(None if merged else source)
+    state = _cast(_untied(model.state_dict()), dtypes, usual)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     floating = Counter(value.dtype for value in state.values() if value.is_floating_point())
     config.dtype = floating.most_common(1)[0][0] if floating else None
     config.save_pretrained(folder)
     _save(state, folder / "model.safetensors", metadata)
+
+
+def _write_adapter(folder: Path, model: Any, source: Path | None, metadata: dict[str, str]) -> None:
+    """An adapter's folder: its own tensors and its config, which names the base. PEFT's has PEFT's own two files."""
+    if hasattr(model, "bottleneck_config"):
+        state = model.bottleneck_config.tensors(model)
+        config = model.bottleneck_config.describe(model)
+    else:
+        from peft import get_peft_model_state_dict
+
+        # Told not to look for embeddings, for it would ask the network whether they have changed.
+        state = get_peft_model_state_dict(model, save_embedding_layers=False)
+        config = _peft_config(model)
+        named = getattr(model.config, "id2label", None)
+        if config.get("task_type") == "SEQ_CLS" and named:
+            labels = {str(number): str(named[number]) for number in sorted(named)}
+            metadata = metadata | {LABELS_KEY: json.dumps(labels, ensure_ascii=False)}
+    dtypes, usual = _dtypes(source)
+    adapted = source is not None and (source / ADAPTER_CONFIG).is_file()
+    # Beside a base in half precision the adapter stays as it was trained: its first steps are smaller than that rounds.
+    _save(_cast(_untied(state), dtypes, usual if adapted else None), folder / ADAPTER_NAMES[0], metadata)
+    text = json.dumps(plain(config), indent=2, ensure_ascii=False, allow_nan=False, sort_keys="peft_type" in config)
+    (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def _peft_config(model: Any) -> dict[str, Any]:
+    """What peft writes, with its sets in order and each name once, so that the same adapter gives the same bytes."""
+    config: dict[str, Any] = model.peft_config["default"].to_dict()
+    for key, value in config.items():
+        if isinstance(value, set):
+            config[key] = sorted(value)
+    if config.get("modules_to_save"):
+        config["modules_to_save"] = sorted(set(config["modules_to_save"]))
+    config["inference_mode"] = True
+    return config
+
+
+def _cast(
+    state: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype], usual: torch.dtype | None
+) -> dict[str, Tensor]:
+    """The tensors in the dtypes of the source, or in its usual one where it has none of that name."""
+    return {
+        name: value.to(dtypes.get(name) or usual or value.dtype) if value.is_floating_point() else value
+        for name, value in state.items()
+    }
 
 
 def _save(state: Mapping[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
@@ -247,12 +287,13 @@ def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _dtypes(source: Path | None) -> tuple[dict[str, torch.dtype], torch.dtype | None]:
-    """The dtype of each tensor of the source by name, and the one that most numbers have; empty for an adapter."""
-    if source is None or (source / "adapter_config.json").is_file():
+    """The dtype of each tensor of the source by name, and the one that most numbers have."""
+    if source is None:
         return {}, None
     try:
-        table = tensor_table(source)
-    except PurifyError:
+        file = source / ADAPTER_CONFIG
+        table = adapter_table(source, json.loads(file.read_bytes())) if file.is_file() else tensor_table(source)
+    except (PurifyError, OSError, ValueError, AttributeError, RecursionError):
         return {}, None
     found: dict[str, torch.dtype] = {}
     weight: Counter[torch.dtype] = Counter()

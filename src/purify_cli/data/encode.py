@@ -94,6 +94,8 @@ def length_limit(tokenizer: Any, config: Any, run: Run) -> int:
         if _setting(config, "model_type") in _POSITIONS_AFTER_PADDING:
             padding = _setting(config, "pad_token_id")
             positions -= (padding if isinstance(padding, int) else 1) + 1
+        # Soft prompts and prefixes take places before the text (architecture/pet.py).
+        positions -= _setting(config, "soft_prompt_tokens") or 0
         limits.append(positions)
     return min(limit for limit in limits if limit >= room)
 

@@ -46,8 +46,10 @@ from torch import Tensor, nn
 
 from purify_cli.architecture.attention import SummaryAttention, summary_attention
 from purify_cli.architecture.heads import Head, hold_pruned, prune_heads, silence_heads
+from purify_cli.architecture.pet import has_pet
 from purify_cli.data.encode import encode, length_limit, padding_id
 from purify_cli.data.texts import Texts
+from purify_cli.errors import UsageError
 from purify_cli.evaluation.head_scores import REFERENCE_BATCH, head_scores
 from purify_cli.evaluation.predict import predict
 from purify_cli.purifiers import Purified
@@ -173,6 +175,9 @@ def choose_heads(subject: Subject, train: Texts, dev: Texts, settings: Settings,
     """Fit f_p, score its heads on dev, and prune while its accuracy there holds."""
     settings = resolved(settings, subject)
     f_p = open_classifier(subject, train, run, fresh=settings.fresh_classifier)
+    if settings.prune and has_pet(f_p):
+        problem = "takes heads out of the base, which an adapter's folder cannot hold"
+        raise UsageError(subject.spec, f"is an adapter, and pruning {problem}", "Leave it out with --set prune=false.")
     limit = length_limit(subject.tokenizer, f_p.config, run)
     stream = {"task": encode(subject.tokenizer, train, limit)}
     fit(f_p, stream, _recipe(settings, identity="PURE step 1"), run)
