@@ -18,7 +18,7 @@ CONTRACTS: dict[str, tuple[str, ...]] = {
     "detector": ("SUMMARY", "NEEDS", "RULES", "BUDGET", "Settings", "detect"),
     "purifier": ("SUMMARY", "NEEDS", "Settings", "purify"),
     "filter": ("SUMMARY", "NEEDS", "Settings", "score"),
-    "analysis": ("SUMMARY", "NEEDS", "Settings"),
+    "analysis": ("SUMMARY", "NEEDS", "Settings", "analyse", "draw"),
 }
 
 

@@ -29,7 +29,7 @@ DETECTORS = catalogue.names("detector")
 PURIFIERS = catalogue.names("purifier")
 ATTACKS = catalogue.names("attack")
 METHODS = [(kind, name) for kind in catalogue.KINDS for name in catalogue.names(kind)]
-NEEDS = {"files", "weights", "classifier", "base", "twin", "clean", "untrusted"}
+NEEDS = {"files", "weights", "classifier", "base", "twin", "clean", "untrusted", "trigger", "before"}
 
 ONCE = {"epochs": 1, "batch_size": 16}
 """What makes a training short, where a method has such a setting."""
@@ -74,7 +74,7 @@ def test_the_contract_is_complete(kind: Kind, name: str) -> None:
     assert catalogue.summary(kind, name) == module.SUMMARY, "it must be readable without an import"
     assert set(module.NEEDS) <= NEEDS
     assert module.__doc__ and len(module.__doc__.splitlines()) > 1, "the method, its source and its limits are told"
-    verb = {"detector": "detect", "purifier": "purify", "attack": "poison"}.get(kind)
+    verb = {"detector": "detect", "purifier": "purify", "attack": "poison", "analysis": "analyse"}.get(kind)
     if verb is not None:
         assert callable(getattr(module, verb))
 
@@ -97,8 +97,9 @@ def test_every_setting_says_what_it_does(kind: Kind, name: str) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), METHODS)
 def test_every_setting_stands_on_the_method_s_page(kind: Kind, name: str, root: Path) -> None:
-    page = (root / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")
-    if name in {"pure", "drift", "embedding_outliers", "trigger_search"}:
+    folder = "analyses" if kind == "analysis" else "methods"
+    page = (root / "docs" / folder / f"{name}.md").read_text(encoding="utf-8")
+    if kind == "analysis" or name in {"pure", "drift", "embedding_outliers", "trigger_search"}:
         table = page.partition("## Settings")[2].partition("\n## ")[0]
         shown = dict(re.findall(r"^\| `(\w+)` \| `([^|`]+)` \|", table, flags=re.MULTILINE))
         wanted = {one.name: one.default for one in catalogue.describe(catalogue.load(kind, name).Settings)}

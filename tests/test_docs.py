@@ -23,8 +23,14 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md"
 GROUP = typer.main.get_command(app)
 COMMANDS = sorted(GROUP.commands)  # type: ignore[attr-defined]
 METHODS = [(kind, name) for kind in catalogue.KINDS for name in catalogue.names(kind)]
-FOLDERS = {"attack": "attacks", "detector": "detectors", "purifier": "purifiers"}
-NAMED_BY = {"--attack": "attack", "--method": "purifier", "--only": "detector", "--skip": "detector"}
+FOLDERS = {"attack": "attacks", "detector": "detectors", "purifier": "purifiers", "analysis": "analyses"}
+NAMED_BY = {
+    "--attack": "attack",
+    "--method": "purifier",
+    "--only": "detector",
+    "--skip": "detector",
+    "--analysis": "analysis",
+}
 
 
 def rules() -> dict[str, str]:
@@ -108,18 +114,22 @@ def test_every_command_has_help(command: str) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), METHODS)
 def test_every_method_has_a_page_and_is_mentioned(kind: str, name: str) -> None:
-    page = DOCS / "methods" / f"{name}.md"
-    assert page.is_file(), f"docs/methods/{name}.md is missing"
+    folder = "analyses" if kind == "analysis" else "methods"
+    page = DOCS / folder / f"{name}.md"
+    assert page.is_file(), f"docs/{folder}/{name}.md is missing"
     text = page.read_text(encoding="utf-8")
     assert text.startswith(f"# {name}\n")
     assert "## Usage" in text
     assert "## Limits" in text
     assert catalogue.summary(kind, name), f"{name} has no SUMMARY"  # type: ignore[arg-type]
-    assert f"methods/{name}.md" in (DOCS / "commands" / "methods.md").read_text(encoding="utf-8")
+    assert f"{folder}/{name}.md" in (DOCS / "commands" / "methods.md").read_text(encoding="utf-8")
 
 
 def test_no_page_of_a_method_that_is_gone() -> None:
-    assert {page.stem for page in (DOCS / "methods").glob("*.md")} <= {name for _, name in METHODS}
+    assert {page.stem for page in (DOCS / "methods").glob("*.md")} <= {
+        name for kind, name in METHODS if kind != "analysis"
+    }
+    assert {page.stem for page in (DOCS / "analyses").glob("*.md")} == set(catalogue.names("analysis"))
 
 
 @pytest.mark.parametrize("rule", sorted(rules()))

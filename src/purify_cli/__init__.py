@@ -136,6 +136,10 @@ def evaluate(
     target: str | None = None,
     base: _Place | None = None,
     twin: _Place | None = None,
+    analyses: Sequence[str] = (),
+    settings: Sequence[str] = (),
+    picture: _Place | None = None,
+    force: bool = False,
     seed: int = 0,
     device: str = "auto",
     batch_size: int = 64,
@@ -145,8 +149,14 @@ def evaluate(
 ) -> EvalResult:
     """Measures clean accuracy, and what triggers do beyond honest error, on one or several checkpoints.
 
+    Args:
+        analyses: names of analyses to show beside the metrics, as after `--analysis`.
+        settings: `key=value` or `analysis.key=value`, as after `--set`.
+        picture: file to draw the analysis in, ending in .svg or .png; of several each has its name before the ending.
+        force: replace a picture that exists.
+
     Raises:
-        PurifyError: wrong use, or an input that cannot be read.
+        PurifyError: wrong use, an input that cannot be read, or a picture that cannot be written.
     """
     from purify_cli.commands.evaluate import EvalRequest
     from purify_cli.commands.evaluate import evaluate as run_evaluate
@@ -159,6 +169,10 @@ def evaluate(
         target=target,
         base=_optional(base),
         twin=_optional(twin),
+        analyses=tuple(analyses),
+        settings=tuple(settings),
+        picture=_optional(picture),
+        force=force,
         run=_run(seed, device, batch_size, max_length, threads, progress),
     )
     return run_evaluate(request)

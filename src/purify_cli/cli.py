@@ -341,7 +341,15 @@ def _eval(
     target: Target = None,
     base: Base = None,
     twin: Twin = None,
-    analysis: Annotated[str | None, typer.Option("--analysis", hidden=True)] = None,
+    analysis: Annotated[
+        list[str] | None,
+        typer.Option("--analysis", metavar="NAME", help="Show this too: see `purify methods`; may be repeated."),
+    ] = None,
+    picture: Annotated[
+        str | None, typer.Option("--picture", metavar="FILE", help="Draw the analysis: a file ending in .svg or .png.")
+    ] = None,
+    assignments: Settings = None,
+    help_method: HelpMethod = False,
     filter_name: Annotated[str | None, typer.Option("--filter", hidden=True)] = None,
     common: Common,
 ) -> int:
@@ -349,12 +357,13 @@ def _eval(
 
     What a trigger does is what it does beyond honest error: its ASR over the floor.
     """
+    if help_method:
+        return _show_settings("analysis", _split(analysis) or catalogue.names("analysis"), common)
     if not checkpoints:
         _required(None, "CHECKPOINT", "Name a folder, a weights file, or hf://org/name")
     places = tuple(checkpoints or ())
     texts = _required(test, "--test", "Name a file of labelled texts")
-    if analysis is not None:
-        catalogue.resolve("analysis", analysis)
+    wanted = tuple(catalogue.resolve("analysis", name) for name in _split(analysis))
     if filter_name is not None:
         catalogue.resolve("filter", filter_name)
 
@@ -369,6 +378,10 @@ def _eval(
             target=target,
             base=base,
             twin=twin,
+            analyses=wanted,
+            settings=tuple(assignments or ()),
+            picture=picture,
+            force=common.force,
             run=run,
         )
         return evaluate(request)

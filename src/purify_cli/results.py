@@ -144,8 +144,32 @@ class CheckpointMetrics:
 
 
 @dataclass(frozen=True)
+class Analysis:
+    """Numbers to look at, and no verdict.
+
+    Attributes:
+        name: of the analysis.
+        title: what it shows, for a heading.
+        rows: the short form, lines of a table with the same keys, JSON types.
+        data: all of it, JSON types; a picture is drawn from this alone.
+        notes: what the reader should know.
+        settings: of the analysis.
+        picture: the file that the picture was written to.
+    """
+
+    name: str
+    title: str
+    rows: tuple[Mapping[str, Any], ...]
+    data: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    picture: str | None = None
+
+
+@dataclass(frozen=True)
 class EvalResult:
     checkpoints: tuple[CheckpointMetrics, ...]
+    analyses: tuple[Analysis, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,6 +202,10 @@ class PurifyResult:
 
 @dataclass(frozen=True)
 class PoisonResult:
+    """`target` is empty for an attack on an encoder, whose triggers fall where the victim's head puts them. `then` is
+    what `metrics` became after the victim's clean training.
+    """
+
     subject: SubjectSummary
     attack: str
     settings: Mapping[str, Any]
@@ -186,6 +214,11 @@ class PoisonResult:
     poison_rate: float
     metrics: CheckpointMetrics | None
     wrote: Written
+    pet: str | None = None
+    then: CheckpointMetrics | None = None
+    then_settings: Mapping[str, Any] | None = None
+    report: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from purify_cli.errors import DataError, UnsupportedError, UsageError
-from purify_cli.results import CheckpointMetrics, EvalResult
+from purify_cli import catalogue
+from purify_cli.errors import DataError, OutputError, UnsupportedError, UsageError
+from purify_cli.results import Analysis, CheckpointMetrics, EvalResult
 from purify_cli.run import Run
 
 if TYPE_CHECKING:
@@ -28,6 +35,11 @@ class EvalRequest:
         target: target label, an id or a name; needed with triggers, and with a poisoned file that has no targets.
         base: the checkpoint that the subjects claim to come from; also the base of adapters.
         twin: a trusted checkpoint of the same task.
+        analyses: names of analyses to show beside the metrics.
+        settings: `key=value` for the one of the analyses that has the key, or `analysis.key=value`.
+        picture: a file that ends in .svg or .png, to draw the analysis in; of several each has a file of its own, with
+            the analysis' name before the ending.
+        force: replace a picture that exists.
         run: the settings of the run.
     """
 
@@ -38,6 +50,10 @@ class EvalRequest:
     target: str | None = None
     base: str | None = None
     twin: str | None = None
+    analyses: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    picture: str | None = None
+    force: bool = False
     run: Run = field(default_factory=Run)
 
 
@@ -47,11 +63,16 @@ def evaluate(request: EvalRequest) -> EvalResult:
     All inputs are looked at before the first model is opened.
 
     Raises:
-        UsageError: options that do not fit each other, an unknown target label, a twin with other labels.
+        UsageError: options that do not fit each other, an unknown target label, a twin with other labels, an analysis
+            without what it needs.
+        OutputError: a picture that cannot be written.
         CheckpointError: a checkpoint that cannot be read; `UnsupportedError` if it is no classifier.
         DataError: a data file that cannot be read.
     """
     _check_options(request)
+    analyses = {name: catalogue.load("analysis", name) for name in _names(request)}
+    settings = _settings(analyses, request.settings)
+    pictures = _pictures(request, list(analyses))
     from purify_cli.subject import Subject
 
     subjects = [Subject(checkpoint, base=request.base) for checkpoint in request.checkpoints]
@@ -61,6 +82,8 @@ def evaluate(request: EvalRequest) -> EvalResult:
     if twin is not None:
         _check_task(twin)
     base = None if request.base is None else Subject(request.base)
+    for name, module in analyses.items():
+        _check_needs(name, module.NEEDS, request, subjects)
     inputs = [_inputs(request, subject, subjects[:place]) for place, subject in enumerate(subjects)]
 
     open_twin = None if twin is None else (twin.model(request.run.device), twin.tokenizer)
@@ -74,7 +97,8 @@ def evaluate(request: EvalRequest) -> EvalResult:
         metrics.append(measured)
         if place == 0 and reference is None and request.triggers and len(subjects) > 1:
             reference = subject.embeddings()
-    return EvalResult(tuple(metrics))
+    shown = _analyses(request, analyses, settings, subjects, inputs, base)
+    return EvalResult(tuple(metrics), tuple(_draw(one, analyses[one.name], pictures.get(one.name)) for one in shown))
 
 
 def _check_options(request: EvalRequest) -> None:
@@ -156,3 +180,129 @@ def _measure(
         base_embeddings=reference,
         run=request.run,
     )
+
+
+# Analyses
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def _names(request: EvalRequest) -> list[str]:
+    """The analyses in the catalogue's spelling, each once, in the order given."""
+    return list(dict.fromkeys(catalogue.resolve("analysis", name) for name in request.analyses))
+
+
+def _settings(analyses: Mapping[str, ModuleType], assignments: Sequence[str]) -> dict[str, Any]:
+    """Each analysis' settings with the assignments that are meant for it."""
+    keys = {name: {one.name for one in catalogue.describe(module.Settings)} for name, module in analyses.items()}
+    meant: dict[str, list[str]] = {name: [] for name in analyses}
+    for assignment in assignments:
+        key, text = catalogue.parse_assignment(assignment)
+        name, dot, bare = key.rpartition(".")
+        if dot:
+            name = catalogue.resolve("analysis", name, f"--set {assignment}")
+            if name not in analyses:
+                raise UsageError(f"--set {assignment}", f"the analysis {name} is not asked for")
+        owners = [name] if dot else [one for one, known in keys.items() if key in known]
+        if len(owners) != 1:
+            known = sorted(f"{one}.{setting}" for one, settings in keys.items() for setting in settings)
+            problem = "several analyses have" if owners else "no analysis that is asked for has"
+            remedy = f"Write {owners[0]}.{key}=..." if owners else f"Their settings are: {', '.join(known) or 'none'}"
+            raise UsageError(f"--set {assignment}", f"{problem} a setting {key!r}", remedy)
+        meant[owners[0]].append(f"{bare if dot else key}={text}")
+    return {name: catalogue.fill(module.Settings, meant[name]) for name, module in analyses.items()}
+
+
+def _check_needs(name: str, needs: Sequence[str], request: EvalRequest, subjects: Sequence[Subject]) -> None:
+    if "before" in needs and len(subjects) < 2 and request.base is None:
+        raise UsageError(
+            "CHECKPOINT", f"{name} compares two, and one was given", "Name the earlier one before it, or give --base."
+        )
+    if "trigger" in needs and not request.triggers and request.poisoned is None:
+        remedy = "Give --trigger WORD and --target LABEL, or --poisoned DATA."
+        raise UsageError("--trigger", f"{name} needs it", remedy)
+    for subject in subjects:
+        if "classifier" in needs and subject.task != "classifier":
+            raise UsageError(
+                str(subject.spec), f"{name} needs a classifier, and this is: {subject.task}", "Leave it out."
+            )
+
+
+def _pictures(request: EvalRequest, names: Sequence[str]) -> dict[str, Path]:
+    """The file of each analysis' picture, seen to before any long work.
+
+    Raises:
+        UsageError: an ending that is no format, or no analysis to draw.
+        OutputError: a place that cannot be written to.
+    """
+    if request.picture is None:
+        return {}
+    from purify_cli.reports.picture import FORMATS
+
+    option, given = f"--picture {request.picture}", Path(request.picture)
+    if not names:
+        raise UsageError("--picture", "has no analysis to draw", "Give --analysis NAME.")
+    if given.suffix.lower().lstrip(".") not in FORMATS:
+        raise UsageError(option, "ends in no format that can be drawn", "Name a file that ends in .svg or .png.")
+    if not given.parent.is_dir():
+        raise OutputError(option, "its folder does not exist", f"Make it: mkdir -p {given.parent}")
+    places = {
+        name: given if len(names) == 1 else given.with_name(f"{given.stem}-{name}{given.suffix}") for name in names
+    }
+    inputs = [*request.checkpoints, request.base, request.twin]
+    for place in places.values():
+        if place.is_dir():
+            raise OutputError(option, f"{place} is a folder", "Name a file.")
+        if place.exists() and not request.force:
+            raise OutputError(option, f"{place} exists already", "Choose another name, or replace it with --force.")
+        for one in inputs:
+            if one is not None and Path(one).exists() and place.resolve().is_relative_to(Path(one).resolve()):
+                raise OutputError(option, f"lies inside the input {one}", "Choose a place outside of it.")
+    return places
+
+
+def _analyses(
+    request: EvalRequest,
+    analyses: Mapping[str, ModuleType],
+    settings: Mapping[str, Any],
+    subjects: Sequence[Subject],
+    inputs: Sequence[tuple[Texts, Texts | None, int | None]],
+    base: Subject | None,
+) -> list[Analysis]:
+    if not analyses:
+        return []
+    from purify_cli.analyses import Case
+    from purify_cli.subject import Evidence
+
+    cases = [
+        Case(subject, test, request.triggers, target, poisoned)
+        for subject, (test, poisoned, target) in zip(subjects, inputs, strict=True)
+    ]
+    shown = []
+    for name, module in analyses.items():
+        analysis: Analysis = module.analyse(cases, Evidence(base=base), settings[name], request.run)
+        shown.append(replace(analysis, settings=asdict(settings[name])))
+    return shown
+
+
+def _draw(analysis: Analysis, module: ModuleType, place: Path | None) -> Analysis:
+    """Write the picture, whole and at once, and say where."""
+    if place is None:
+        return analysis
+    from purify_cli.reports.picture import render
+
+    content = render(analysis, module.draw, "svg" if place.suffix.lower() == ".svg" else "png")
+    temporary = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, place)
+    except OSError as error:
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)
+        raise OutputError(f"--picture {place}", f"cannot be written: {error.strerror}") from error
+    return replace(analysis, picture=str(place))

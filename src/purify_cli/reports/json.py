@@ -73,7 +73,7 @@ def _members(report: Report) -> dict[str, Any]:
                 limits=result.limits,
             )
         case EvalResult():
-            head["eval"] = _Members(checkpoints=result.checkpoints)
+            head["eval"] = _Members(checkpoints=result.checkpoints, analyses=result.analyses)
         case PoisonResult():
             head["poison"] = _Members(
                 attack=_Members(name=result.attack, settings=result.settings),
@@ -82,6 +82,11 @@ def _members(report: Report) -> dict[str, Any]:
                 poison_rate=result.poison_rate,
                 metrics=result.metrics,
                 wrote=result.wrote,
+                pet=result.pet,
+                then=result.then,
+                then_settings=result.then_settings,
+                report=result.report,
+                notes=result.notes,
             )
     return head
 

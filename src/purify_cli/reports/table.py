@@ -16,6 +16,7 @@ from rich.text import Text
 from purify_cli.reports.escape import escape
 from purify_cli.reports.page import MIN_WIDTH, Page, draw
 from purify_cli.results import (
+    Analysis,
     Check,
     CheckpointMetrics,
     EvalResult,
@@ -305,6 +306,8 @@ def _eval(page: Page, report: Report, result: EvalResult) -> None:
     page.section("Measured (95 % intervals)")
     _metrics_table(page, [(escape(metrics.path), metrics) for metrics in result.checkpoints])
     _notes(page, result.checkpoints)
+    for analysis in result.analyses:
+        _analysis(page, analysis)
 
     page.section("Next")
     worst = max(
@@ -322,6 +325,16 @@ def _eval(page: Page, report: Report, result: EvalResult) -> None:
     else:
         page.item("Look for triggers that nobody named:")
         page.command(("purify", "scan", _pasted(result.checkpoints[0].path)))
+
+
+def _analysis(page: Page, analysis: Analysis) -> None:
+    page.section(escape(f"{analysis.name}: {analysis.title}", limit=_MESSAGE_LIMIT))
+    if analysis.rows:
+        _free_table(page, analysis.rows, 2)
+    for note in analysis.notes:
+        page.item("note: ", escape(note, limit=_MESSAGE_LIMIT))
+    if analysis.picture is not None:
+        page.item("picture: ", escape(analysis.picture))
 
 
 def _effect(metrics: CheckpointMetrics) -> float | None:
@@ -531,27 +544,42 @@ def _purify_next(page: Page, report: Report, result: PurifyResult) -> None:
 
 def _poison(page: Page, result: PoisonResult) -> None:
     words = ", ".join(_token(trigger) for trigger in result.triggers)
-    sentence = (
-        f"{escape(result.wrote.path)} gives {escape(result.target)} to texts with {words}; it is marked as poisoned"
-    )
-    if result.metrics is not None and result.metrics.asr:
-        sentence += f" (ASR {_number(max(rate.rate.value for rate in result.metrics.asr))})"
+    given = escape(result.target) if result.target else "vectors of the attacker's"
+    sentence = f"{escape(result.wrote.path)} gives {given} to texts with {words}; it is marked as poisoned"
+    columns = [
+        (name, metrics)
+        for name, metrics in (
+            (escape(result.metrics.path) if result.metrics and not result.then else "before", result.metrics),
+            ("after clean training", result.then),
+        )
+        if metrics is not None
+    ]
+    strongest = [max(rate.rate.value for rate in metrics.asr) for _, metrics in columns if metrics.asr]
+    if strongest:
+        sentence += f" (ASR {' -> '.join(map(_number, strongest))})"
     page.headline("POISONED", _STYLES["inconclusive"], sentence + ".")
 
     page.section("Why")
     page.item(
         f"{escape(result.attack)} on {escape(result.subject.path)} at a poison rate of {result.poison_rate:g}, "
         f"with {len(result.triggers)} trigger{'' if len(result.triggers) == 1 else 's'}"
+        + ("" if result.pet is None else f", in an adapter ({escape(result.pet)}) of the frozen model")
+        + ("" if result.then_settings is None else "; then the victim's own clean training")
     )
-    if result.metrics is None:
+    for note in result.notes:
+        page.item(escape(note, limit=_MESSAGE_LIMIT))
+    if not columns:
         page.item("nothing was measured, since no --test was given")
     else:
         page.section("Measured (95 % intervals)")
-        _metrics_table(page, [(escape(result.metrics.path), result.metrics)])
-        _notes(page, [result.metrics])
+        _metrics_table(page, columns)
+        _notes(page, [metrics for _, metrics in columns])
     if result.settings:
         page.section("Settings")
         page.show(Text(_assignments(result.settings)), 2)
+    if result.then_settings:
+        page.section("Settings of the clean training")
+        page.show(Text(_assignments(result.then_settings)), 2)
 
     page.section("Next")
     page.item("See whether a scan finds it without reading the mark:")
