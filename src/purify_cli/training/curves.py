@@ -6,7 +6,7 @@ The pictures of Gu et al. (ACL 2023) are drawn from it: both losses (figure 1), 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -109,6 +109,30 @@ class Curves:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what was read before a stop."""
         self._points = list(state["points"])
+
+
+class WriteLosses:
+    """A projection that writes the curves of a training whose gradients are not kept apart; it changes no weight.
+
+    Args:
+        curves: which it writes, and whose memory it carries.
+        more: what the method adds to a point.
+    """
+
+    def __init__(self, curves: Curves, more: Callable[[], Mapping[str, Any]] = dict) -> None:
+        self.curves, self.more = curves, more
+
+    def __call__(self, model: nn.Module, step: int) -> None:
+        """Write the step's point."""
+        self.curves.write(step, **self.more())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curves so far."""
+        return self.curves.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a stop."""
+        self.curves.load_state_dict(state)
 
 
 def short(value: float) -> float:
