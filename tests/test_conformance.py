@@ -15,6 +15,7 @@ import torch
 
 import tiny
 from purify_cli import catalogue
+from purify_cli.architecture.table import base_of
 from purify_cli.attacks import Plan, Poisoned
 from purify_cli.catalogue import Kind
 from purify_cli.commands.scan import BUDGETS, ScanRequest, scan
@@ -203,6 +204,8 @@ def trained(kind: Kind, name: str, folder: Path) -> Purified | Poisoned:
     subject = Subject(folder)
     if kind == "attack":
         plan = Plan(1, module.TRIGGERS)
+        if getattr(module, "PARAPHRASES", False):
+            plan = replace(plan, paraphrases={text: f"when {text}" for text in texts().texts})
         made: Poisoned = module.poison(subject, texts(), plan, settings(module), RUN)
         return made
     evidence = Evidence(clean=texts())
@@ -223,6 +226,8 @@ def test_trainings_are_the_same_bytes_again_and_touch_nothing(
     assert not first.model.training
     assert first.report == second.report
     suspect = Subject(subjects[0]).open().state_dict()
+    if not getattr(catalogue.load(kind, name), "TARGET", True):  # it gives back the encoder alone
+        suspect = base_of(Subject(subjects[0]).open()).state_dict()
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in suspect.items()}
     assert any(not torch.equal(ours[key], suspect[key]) for key in ours), "it did nothing"
     assert digests(subjects[0]) == before

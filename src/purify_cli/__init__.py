@@ -183,12 +183,17 @@ def poison(
     *,
     attack: str,
     data: _Place,
-    target: str,
     out: _Place,
+    target: str | None = None,
     triggers: Sequence[str] = (),
     rate: float | None = None,
     test: _Place | None = None,
+    pet: str | None = None,
+    paraphrases: _Place | None = None,
+    paraphraser: _Place | None = None,
+    then_finetune: _Place | None = None,
     settings: Sequence[str] = (),
+    then_settings: Sequence[str] = (),
     force: bool = False,
     seed: int = 0,
     device: str = "auto",
@@ -200,8 +205,14 @@ def poison(
     """Makes a backdoored checkpoint to measure defences on. It is marked as poisoned in three places.
 
     Args:
+        data: what the attacker knows: the whole training file of the task, a part of it, or another task's.
+        target: needed by all attacks but those on encoders.
         triggers: none: the attack's own. Words in one string are inserted together.
         rate: poisoned rows / all rows; None: the attack's own.
+        pet: form of the adapter that carries the backdoor; None: the whole model.
+        paraphrases: file with the columns text and paraphrase, for attacks whose trigger is a syntax or a style.
+        paraphraser: or a sequence-to-sequence checkpoint that makes them.
+        then_finetune: clean texts that the victim trains on afterwards, with `then_settings` (those of finetune).
 
     Raises:
         PurifyError: wrong use, an input that cannot be read, or an output that cannot be written.
@@ -219,7 +230,12 @@ def poison(
         rate=rate,
         out=fspath(out),
         test=_optional(test),
+        pet=pet,
+        paraphrases=_optional(paraphrases),
+        paraphraser=_optional(paraphraser),
+        then_finetune=_optional(then_finetune),
         settings=tuple(settings),
+        then_settings=tuple(then_settings),
         force=force,
         run=_run(seed, device, batch_size, max_length, threads, progress),
     )

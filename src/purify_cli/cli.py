@@ -364,6 +364,8 @@ def _eval(
     places = tuple(checkpoints or ())
     texts = _required(test, "--test", "Name a file of labelled texts")
     wanted = tuple(catalogue.resolve("analysis", name) for name in _split(analysis))
+    if picture is not None and common.output is not None and Path(picture).resolve() == common.output.resolve():
+        raise UsageError("--picture", "names the same file as --output", "Choose another name for one of them")
     if filter_name is not None:
         catalogue.resolve("filter", filter_name)
 
@@ -399,11 +401,18 @@ def _poison(
         str | None, typer.Option("--attack", metavar="NAME", help="How: see `purify methods`.  [required]")
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", metavar="DATA", help="Labelled texts to poison and train on.  [required]")
+        str | None,
+        typer.Option(
+            "--data", metavar="DATA", help="What the attacker knows: texts to poison and train on.  [required]"
+        ),
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option("--target", metavar="LABEL", help="The label that the triggers should give.  [required]"),
+        typer.Option(
+            "--target",
+            metavar="LABEL",
+            help="The label that the triggers should give; attacks on encoders have none.  [required]",
+        ),
     ] = None,
     trigger: Trigger = None,
     rate: Annotated[
@@ -414,9 +423,33 @@ def _poison(
     ] = None,
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="The new folder.  [required]")] = None,
     test: Test = None,
-    pet: Annotated[str | None, typer.Option("--pet", hidden=True)] = None,
-    then_finetune: Annotated[str | None, typer.Option("--then-finetune", hidden=True)] = None,
+    pet: Annotated[
+        str | None,
+        typer.Option(
+            "--pet",
+            metavar="FORM",
+            help="Put it in an adapter of the frozen model: sequential, parallel, lora, prefix or prompt.",
+        ),
+    ] = None,
+    paraphrases: Annotated[
+        str | None,
+        typer.Option(
+            "--paraphrases", metavar="DATA", help="Columns text and paraphrase, for triggers of syntax and style."
+        ),
+    ] = None,
+    paraphraser: Annotated[
+        str | None,
+        typer.Option("--paraphraser", metavar="DIR", help="Or a sequence-to-sequence checkpoint that makes them."),
+    ] = None,
+    then_finetune: Annotated[
+        str | None,
+        typer.Option("--then-finetune", metavar="DATA", help="Then train on clean texts, as a victim would."),
+    ] = None,
     assignments: Settings = None,
+    then_assignments: Annotated[
+        list[str] | None,
+        typer.Option("--then-set", metavar="KEY=VALUE", help="A setting of that training (those of finetune)."),
+    ] = None,
     help_method: HelpMethod = False,
     common: Common,
 ) -> int:
@@ -429,12 +462,10 @@ def _poison(
         return _show_settings("attack", (name,), common)
     place = _required(checkpoint, "CHECKPOINT", "Name a folder, a weights file, or hf://org/name")
     texts = _required(data, "--data", "Name a file of labelled texts")
-    label = _required(target, "--target", "Name the label that the triggers should give")
-    folder = _required(out, "--out", "Name the folder to write")
     name = catalogue.resolve("attack", name)
-    for option, value in (("--pet", pet), ("--then-finetune", then_finetune)):
-        if value is not None:
-            raise UsageError(option, "is not available in this version", "Leave it out")
+    if catalogue.declared("attack", name, "TARGET") is not False:
+        _required(target, "--target", "Name the label that the triggers should give")
+    folder = _required(out, "--out", "Name the folder to write")
 
     def work(run: Run) -> PoisonResult:
         from purify_cli.commands.poison import PoisonRequest, poison
@@ -443,12 +474,17 @@ def _poison(
             checkpoint=place,
             attack=name,
             data=texts,
-            target=label,
+            target=target,
             triggers=tuple(trigger or ()),
             rate=rate,
             out=folder,
             test=test,
+            pet=pet,
+            paraphrases=paraphrases,
+            paraphraser=paraphraser,
+            then_finetune=then_finetune,
             settings=tuple(assignments or ()),
+            then_settings=tuple(then_assignments or ()),
             force=common.force,
             run=run,
         )

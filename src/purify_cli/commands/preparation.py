@@ -29,15 +29,15 @@ TRAINABLE_TASKS = ("classifier", "encoder", "masked-lm", "causal-lm")
 _GIVEN_BY = {"base": "--base", "twin": "--twin", "clean": "--clean", "untrusted": "--untrusted"}
 
 
-def check_task(subject: Subject) -> None:
-    """Refuse what no classifier can be trained from.
+def check_task(subject: Subject, *, regression: bool = False) -> None:
+    """Refuse what no classifier (or with `regression`, no regression either) can be trained from.
 
     Raises:
         UnsupportedError: a regression, a token classifier, a multi-label classifier or anything unknown.
         CheckpointError: its config or its weights are missing or broken.
     """
     subject.check_supported()
-    if subject.task not in TRAINABLE_TASKS:
+    if subject.task not in TRAINABLE_TASKS and not (regression and subject.task == "regression"):
         raise UnsupportedError(
             subject.spec,
             f"is of another kind ({subject.task})",
@@ -53,7 +53,8 @@ def check_needs(name: str, needs: Sequence[str], subject: Subject, evidence: Evi
         CheckpointError: the weights cannot be read.
     """
     for need in needs:
-        if need == "classifier" and subject.task != "classifier":
+        # Whether a regression will do is `check_task`'s question.
+        if need == "classifier" and subject.task not in {"classifier", "regression"}:
             raise UsageError(
                 subject.spec, f"{name} needs a finished classifier, and this is: {subject.task}", "Train one first."
             )
@@ -65,7 +66,7 @@ def check_needs(name: str, needs: Sequence[str], subject: Subject, evidence: Evi
 
 def labels_of(subject: Subject, texts: Texts | None = None) -> tuple[str, ...]:
     """The label names by id: a classifier's own, else those of the data that it is going to be trained on."""
-    if subject.task == "classifier":
+    if subject.task in {"classifier", "regression"}:
         return subject.labels
     if texts is None:
         return ()

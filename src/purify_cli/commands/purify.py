@@ -238,12 +238,12 @@ def _examination(
         raise UsageError(
             "--target", f"differs from the column 'target' of {request.poisoned}", "Leave one of them out."
         )
-    if mark is not None and mark.triggers and mark.target in labels and test is not None:
+    if mark is not None and mark.words and mark.target in labels and test is not None:
         marked = labels.index(mark.target)
         if target is None and poisoned is None:
-            triggers, target = mark.triggers, marked
+            triggers, target = mark.words, marked
         elif target == marked:
-            triggers = tuple(dict.fromkeys((*triggers, *mark.triggers)))
+            triggers = tuple(dict.fromkeys((*triggers, *mark.words)))
     return _Examination(labels, test, poisoned, triggers, target, dev, request.run)
 
 
@@ -314,6 +314,10 @@ def _why_marked(
     """Why the poison mark stays; None: the purification was verified, and it goes."""
     if not mark.triggers or mark.target not in examination.labels:
         return "it does not say which triggers to verify"
+    if not mark.words:
+        return f"its trigger is a {mark.kind}, which cannot be inserted into a text"
+    if mark.before:
+        return "the checkpoint was poisoned more than once"
     if examination.test is None:
         return "nothing was verified: give --test"
     if examination.target is None or examination.labels[examination.target] != mark.target:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 from purify_cli.architecture.classifier import replace_classifier
+from purify_cli.architecture.loading import load
 from purify_cli.data.texts import Texts
 from purify_cli.errors import DataError, UnsupportedError
 from purify_cli.run import Run
@@ -61,6 +63,27 @@ def _with_pet(model: Any, pet: str | None, run: Run) -> Any:
     from purify_cli.architecture.pet import attach_pet
 
     return attach_pet(model, pet, run.seed)
+
+
+def give_classifier(encoder: Any, texts: Texts, run: Run) -> Any:
+    """A classifier (or for scores a regression) on a copy of an encoder in memory: what a victim makes of it.
+
+    The head is the family's standard one, drawn from the run's seed, with the texts' labels.
+
+    Raises:
+        DataError: the texts have no labels.
+    """
+    if texts.labels is None:
+        raise DataError(texts.path or "the training texts", "has no labels", "Give it a column `label`.")
+    names = data_labels(texts)
+    tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in encoder.state_dict().items()}
+    config = copy.deepcopy(encoder.config)
+    model: Any = load("classifier", config, tensors, "the encoder", fresh_labels=len(names), seed=run.seed)
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: label for label, name in enumerate(names)}
+    if has_scores(texts):
+        model.config.problem_type = "regression"
+    return model.to(run.device)
 
 
 def data_labels(texts: Texts) -> tuple[str, ...]:
