@@ -151,7 +151,7 @@ class Subject:
     @cached_property
     def _bottlenecks(self) -> adapter.BottleneckFiles | None:
         """What an adapter of bottleneck modules holds, in our own words; None for everything else."""
-        if self.adapter_config is None:
+        if self.adapter_config is None or "peft_type" in self.adapter_config:
             return None
         layers = self.adapter_base.config.get(self.family.layers_key)
         if isinstance(layers, bool) or not isinstance(layers, int) or not 0 < layers <= _LAYER_LIMIT:
@@ -530,6 +530,7 @@ class Subject:
             UnsupportedError: it does not.
             CheckpointError: what says so is missing or broken.
         """
+        _ = self._bottlenecks  # modules that are not rebuilt are named there
         if self.kind != "other" and self.task not in {"token-classification", "multi-label", "other"}:
             _ = self.family, self.tensors
             return
