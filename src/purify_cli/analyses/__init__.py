@@ -15,6 +15,7 @@ The module imports no matplotlib. Strings reach `draw` escaped.
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -44,10 +45,10 @@ class Case:
     target: int | None = None
     poisoned: Texts | None = None
 
-    def spread(self, most: int) -> Case:
-        """The same with at most so many texts of each file, taken evenly over it."""
-        poisoned = None if self.poisoned is None else _spread(self.poisoned, most)
-        return replace(self, test=_spread(self.test, most), poisoned=poisoned)
+    def sample(self, most: int, seed: int) -> Case:
+        """The same with at most so many texts of each file, drawn at random and left in their order."""
+        poisoned = None if self.poisoned is None else _sample(self.poisoned, most, seed)
+        return replace(self, test=_sample(self.test, most, seed), poisoned=poisoned)
 
     def triggered(self, seed: int) -> Texts | None:
         """Triggered texts with their true labels and `targets`; None if no trigger was given.
@@ -93,7 +94,7 @@ class Case:
         return self.target
 
 
-def _spread(texts: Texts, most: int) -> Texts:
+def _sample(texts: Texts, most: int, seed: int) -> Texts:
     if len(texts) <= most:
         return texts
-    return texts.take(place * len(texts) // most for place in range(most))
+    return texts.take(sorted(random.Random(f"analysis/{seed}").sample(range(len(texts)), most)))

@@ -40,7 +40,7 @@ class Settings:
 
     texts: int = field(
         default=1000,
-        metadata={"help": "of each file, at most, taken evenly over it", "range": ">= 1", "source": "ours"},
+        metadata={"help": "of each file, at most, drawn at random", "range": ">= 1", "source": "ours"},
     )
 
 
@@ -53,7 +53,7 @@ def analyse(cases: Sequence[Case], evidence: Evidence, settings: Settings, run: 
         settings: see there.
         run: device, batch size, length limit and the seed that places the triggers.
     """
-    shown = [_one(case.spread(settings.texts), run) for case in cases]
+    shown = [_one(case.sample(settings.texts, run.seed), run) for case in cases]
     rows = tuple({"checkpoint": one["path"]} | row for one in shown for row in _short(one))
     title = "variance of the summary token's attention, mean over the heads that are not pruned"
     return Analysis("attention", title, rows, {"checkpoints": shown})

@@ -50,7 +50,7 @@ class Settings:
 
     texts: int = field(
         default=1000,
-        metadata={"help": "of each file, at most, taken evenly over it", "range": ">= 1", "source": "ours"},
+        metadata={"help": "of each file, at most, drawn at random", "range": ">= 1", "source": "ours"},
     )
 
 
@@ -63,7 +63,7 @@ def analyse(cases: Sequence[Case], evidence: Evidence, settings: Settings, run: 
         settings: see there.
         run: device, batch size, length limit and the seed that places the triggers.
     """
-    few = [case.spread(settings.texts) for case in cases]
+    few = [case.sample(settings.texts, run.seed) for case in cases]
     sets = {"clean": few[0].test}
     attacked = few[0].attacked(run.seed)
     if attacked is not None:

@@ -21,7 +21,7 @@ Where we differ: the paper shows adapters and LFR. Layers that share their weigh
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ class Settings:
     )
     texts: int = field(
         default=500,
-        metadata={"help": "of each file, at most, taken evenly over it", "range": ">= 1", "source": "ours"},
+        metadata={"help": "of each file, at most, drawn at random", "range": ">= 1", "source": "ours"},
     )
 
 
@@ -73,7 +73,7 @@ def analyse(cases: Sequence[Case], evidence: Evidence, settings: Settings, run: 
         settings: see there.
         run: device, batch size, length limit and the seed that places the triggers.
     """
-    shown = [_one(case.spread(settings.texts), settings, run) for case in cases]
+    shown = [_one(case.sample(settings.texts, run.seed), settings, run) for case in cases]
     rows = tuple({"checkpoint": one["path"]} | row for one in shown for row in _short(one))
     notes: tuple[str, ...] = ()
     if any(len(one["heads"]) > _SHOWN_HEADS for one in shown):
@@ -159,12 +159,19 @@ def adapter_parts(model: Any, subject: Subject) -> dict[int, list[tuple[Part, Te
 @contextmanager
 def without(model: Any, chosen: Sequence[tuple[Part, Tensor | None]]) -> Iterator[None]:
     """Set these parts to zero, or to the values beside them, for a while; afterwards they are what they were."""
-    with ExitStack() as stack, torch.no_grad():
+    kept: list[tuple[Tensor, Tensor]] = []
+    try:
         for part, values in chosen:
-            place = part.of(model.get_parameter(part.name))
-            stack.callback(place.copy_, place.clone())
-            place.zero_() if values is None else place.copy_(values)
+            place = part.of(model.get_parameter(part.name).detach())  # a view of the weights themselves
+            kept.append((place, place.clone()))
+            if values is None:
+                place.zero_()
+            else:
+                place.copy_(values)
         yield
+    finally:
+        for place, before in kept:
+            place.copy_(before)
 
 
 def _answers(model: Any, subject: Subject, texts: Texts, run: Run) -> Tensor:

@@ -248,7 +248,7 @@ def _pictures(request: EvalRequest, names: Sequence[str]) -> dict[str, Path]:
     places = {
         name: given if len(names) == 1 else given.with_name(f"{given.stem}-{name}{given.suffix}") for name in names
     }
-    inputs = [*request.checkpoints, request.base, request.twin]
+    inputs = [*request.checkpoints, request.base, request.twin, request.test, request.poisoned]
     for place in places.values():
         if place.is_dir():
             raise OutputError(option, f"{place} is a folder", "Name a file.")
