@@ -99,7 +99,7 @@ def test_bottlenecks_of_every_family_load_again(family: str, form: str, tmp_path
 
 
 @pytest.mark.parametrize("form", ["lora", "prefix", "prompt"])
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", "gpt2"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "gpt2"])
 def test_pefts_forms_load_in_plain_peft(family: str, form: str, tmp_path: Path) -> None:
     if (family, form) in {("distilbert", "prefix"), ("gpt2", "prompt")}:
         return
@@ -191,7 +191,7 @@ def test_hostile_tensors(bert: Path, tmp_path: Path) -> None:
     cases = {
         "missing": {name: value for name, value in tensors.items() if name != first},
         "no-head": {name: value for name, value in tensors.items() if name != head},
-        "surplus": tensors | {first.replace("layer.0", "layer.7"): tensors[first]},
+        "surplus": tensors | {first.replace("layer.0", "layer.7"): tensors[first].clone()},
         "base": tensors | {word: torch.zeros(3, 3)},
         "shape": tensors | {first: tensors[first][..., :-1].contiguous()},
         "whole-numbers": tensors | {first: tensors[first].to(torch.int32)},
