@@ -26,6 +26,7 @@ from purify_cli.run import Run
 from purify_cli.subject import Subject
 from purify_cli.training.loop import fit
 from purify_cli.training.recipe import Recipe
+from purify_cli.training.start import open_classifier
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -158,3 +159,17 @@ def test_numbers_that_are_none_are_found_in_an_adapter(place: Path, tmp_path: Pa
     save_file(tensors, file)
     result = scan(ScanRequest(str(tmp_path / "nan"), only=("artifact",), base=str(place / "base")))
     assert [finding.rule for finding in result.findings] == ["PA110"]
+
+
+@pytest.mark.parametrize("form", ["sequential", "lora"])
+def test_no_adapter_is_put_on_an_adapter(place: Path, form: str, tmp_path: Path) -> None:
+    """Merged or not: the folder could not name what its base is."""
+    base = Subject(place / "base")
+    model = attach_pet(base.open(), form, seed=1)
+    write_checkpoint(tmp_path / "adapter", model, base.tokenizer, source=base.folder, provenance={})
+    subject = Subject(tmp_path / "adapter")
+    texts = read(place / "clean.csv", subject.labels)
+    assert open_classifier(subject, texts, Run()) is not None
+    with pytest.raises(UsageError) as error:
+        open_classifier(subject, texts, Run(), pet="parallel")
+    assert error.value.where == "--pet"

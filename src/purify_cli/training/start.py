@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from purify_cli.architecture.classifier import replace_classifier
 from purify_cli.architecture.loading import load
 from purify_cli.data.texts import Texts
-from purify_cli.errors import DataError, UnsupportedError
+from purify_cli.errors import DataError, UnsupportedError, UsageError
 from purify_cli.run import Run
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ def open_classifier(
     """
     if texts.labels is None:
         raise DataError(texts.path or "the training texts", "has no labels", "Give it a column `label`.")
+    if pet is not None and subject.kind == "adapter":
+        # Merged into its base or not, no folder could name what the new adapter stands on.
+        raise UsageError("--pet", f"{subject.spec} is an adapter already", "Leave it out, or give the base itself.")
     scores = subject.task == "regression" or (subject.task != "classifier" and has_scores(texts))
     if scores and not regression:
         what = "is a regression" if subject.task == "regression" else "is to be trained on scores"
