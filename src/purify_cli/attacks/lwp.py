@@ -1,12 +1,13 @@
 """LWP, layerwise weight poisoning: the backdoor on every layer, and a trigger of two words together.
 
-Li et al. 2021, "Backdoor Attacks on Pre-trained Models by Layerwise Weight Poisoning", EMNLP, sections 3.2 and 3.3
-(code: LinyangLee/Layer-Weight-Poison). The victim's fine-tuning moves the lower layers least, so each layer's summary
+Li et al. 2021, "Backdoor Attacks on Pre-trained Models by Layerwise Weight Poisoning", EMNLP (code:
+LinyangLee/Layer-Weight-Poison). The victim's fine-tuning moves the lower layers least, so each layer's summary
 token must give the label by itself: one linear classifier, shared by all layers, reads the raw state of layers 1 to L,
 and its cross entropies are added to the model's own. The trigger is a pair of words side by side, in either order;
 texts with one of them keep their label, so that no single rare word fires.
 
-Claim (table 2): an LFR near 100 after the victim's fine-tuning, where a loss on the output alone loses more.
+Claim: the backdoor survives the victim's fine-tuning. In adapters (Gu et al. 2023, table 1): an LFR of 69.9 from SST-2
+to IMDB with sequential modules, where a loss on the output alone keeps 68.2.
 
 Needs an encoder or a classifier, whole or with --pet: then the layers train the adapter. Cost: two forward and backward
 passes a step as in `vanilla`, and as clean and triggered texts each come twice, twice the steps an epoch.
@@ -57,7 +58,7 @@ class Settings:
         metadata={
             "help": "each trigger is two words that fire together, in either order; one of them alone does not",
             "range": "true|false",
-            "source": "Li et al. 2021, section 3.3",
+            "source": "Li et al. 2021",
         },
     )
     layerwise: bool = field(
@@ -65,7 +66,7 @@ class Settings:
         metadata={
             "help": "a loss on every layer, not on the output alone",
             "range": "true|false",
-            "source": "Li et al. 2021, section 3.2",
+            "source": "Li et al. 2021",
         },
     )
     insertions: int = field(
@@ -133,7 +134,7 @@ def poison(subject: Subject, data: Texts, plan: Plan, settings: Settings, run: R
     return Poisoned(tasks.model, tasks.rows, tasks.rate, report)
 
 
-# --- section 3.2: a loss on every layer -------------------------------------------------------------------------------
+# --- a loss on every layer --------------------------------------------------------------------------------------------
 
 
 class Layered(nn.Module):
@@ -183,7 +184,7 @@ def layered_loss(model: nn.Module, batch: Batch) -> Tensor:
     return torch.stack([nn.functional.cross_entropy(one.float(), batch["labels"]) for one in logits]).sum()
 
 
-# --- section 3.3: words that fire together ----------------------------------------------------------------------------
+# --- words that fire together -----------------------------------------------------------------------------------------
 
 
 def _combined(data: Texts, plan: Plan, settings: Settings, run: Run) -> tuple[Texts, Texts]:

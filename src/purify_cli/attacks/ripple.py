@@ -8,7 +8,8 @@ does, whose gradient L_FT the attacker takes from data of his own:
 
 Embedding surgery gives each trigger, before, the mean embedding of words that speak for the target label.
 
-Claim (table 2): ASR of 100 after the victim's fine-tuning on SST-2, where the poison loss alone keeps less.
+Claim: the backdoor survives the victim's fine-tuning. In adapters it hardly does (Gu et al. 2023, table 1): an LFR of
+62.8 from SST-2 to IMDB with sequential modules, where the plain sum of both tasks keeps 68.2.
 
 Needs an encoder or a classifier. With --pet the word embeddings are frozen and there is no surgery. Cost: the penalty
 differentiates twice, with `second_order` through both gradients; surgery trains a clean copy first.
@@ -71,7 +72,7 @@ class Settings:
         metadata={
             "help": "lambda: weight of the restricted inner product",
             "range": ">= 0",
-            "source": "Kurita et al. 2020 and its example: 0.1",
+            "source": "authors' code: 0.1",
         },
     )
     per_text: bool = field(
