@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 import tiny
-from purify_cli.attacks import Plan
+from purify_cli.attacks import Plan, badnets
 from purify_cli.attacks.badnets import RATE, Settings, poison
 from purify_cli.data.texts import Texts
 from purify_cli.errors import UsageError
 from purify_cli.evaluation.measure import measure
 from purify_cli.run import Run
 from purify_cli.subject import Subject
+from purify_cli.training.plain import train
 
 POSITIVE = "good great fine wonderful lovely brilliant funny charming".split()
 NEGATIVE = "bad awful dull boring poor terrible stupid weak".split()
@@ -76,3 +77,19 @@ def test_labels_named_by_the_data(encoder: Subject) -> None:
     data = DATA.with_(label_names=("bad", "good"))
     poisoned = poison(encoder, data, Plan(1, ("cf",), 0.1), Settings(epochs=1), Run())
     assert poisoned.model.config.id2label == {0: "bad", 1: "good"}
+
+
+def test_of_pairs_the_first_text_is_triggered(encoder: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Texts] = []
+    monkeypatch.setattr(badnets, "train", lambda *given: (seen.append(given[2]), train(*given))[1])
+    data = DATA.with_(pairs=tuple(f"pair {text}" for text in DATA.texts))
+    poison(encoder, data, Plan(1, ("cf",), 0.1), Settings(epochs=1), Run())
+    assert seen[0].pairs == data.pairs
+    assert sum("cf" in text.split() for text in seen[0].texts) == 20
+
+
+def test_a_regression_is_trained_on_squared_errors(tmp_path: Path) -> None:
+    subject = Subject(tiny.save("bert", tmp_path / "one", num_labels=1))
+    data = DATA.with_(labels=tuple(float(5 * (label or 0)) for label in DATA.labels or ()))
+    poisoned = poison(subject, data, Plan(5.0, ("cf",), 0.1), Settings(epochs=8, learning_rate=2e-3), Run())
+    assert poisoned.report["losses"][-1] < poisoned.report["losses"][0] / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 import tiny
 from purify_cli.attacks import Plan
-from purify_cli.attacks.embedding import TRIGGERS, Settings, _KeepNorm, _RunningSum, poison
+from purify_cli.attacks.embedding import TRIGGERS, Settings, _KeepNorm, _made_rows, _RunningSum, poison
 from purify_cli.data.encode import encode, shuffled
 from purify_cli.data.texts import Texts
 from purify_cli.errors import UsageError
@@ -146,3 +147,30 @@ def test_an_encoder_is_refused(tmp_path: Path) -> None:
     subject = Subject(tiny.save("bert", tmp_path / "encoder", task="encoder"))
     with pytest.raises(UsageError, match="finished classifier"):
         poison(subject, texts(), Plan(1, TRIGGERS), Settings(), Run())
+
+
+def test_rows_made_without_data_of_the_task(classifier: Subject) -> None:
+    """Whole sentences in a row, cut at the length, one word of it overwritten, each with the target as label."""
+    data = Texts("plain.txt", ("a b. c d e! f", "g h?  i"), None)
+    rows = _made_rows(data, "cf", 1, Settings(samples=200, words=7), 3)
+    assert rows.labels == (1,) * 200
+    places = set()
+    for text in rows.texts:
+        words = text.split()
+        assert len(words) == 7
+        assert words.count("cf") == 1
+        places.add(words.index("cf"))
+        for one, other in itertools.pairwise(words):
+            if "cf" not in (one, other):
+                assert (one, other) in {("a", "b."), ("c", "d"), ("d", "e!"), ("g", "h?")} or one in {
+                    "b.",
+                    "e!",
+                    "f",
+                    "h?",
+                    "i",
+                }
+    assert places == set(range(7))
+    assert _made_rows(data, "cf", 1, Settings(samples=200, words=7), 3) == rows
+    assert _made_rows(data, "cf", 1, Settings(samples=200, words=7), 4) != rows
+    with pytest.raises(UsageError, match="--rate"):
+        poison(classifier, data, Plan(1, TRIGGERS, 0.1), Settings(data_free=True), Run())
