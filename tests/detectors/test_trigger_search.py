@@ -91,10 +91,10 @@ class BagOfWords(nn.Module):
     ) -> None:
         super().__init__()
         rng = torch.Generator().manual_seed(0)
-        table = torch.randn(len(WORDS), 32, generator=rng)
+        table = torch.eye(len(WORDS)) + 0.05 * torch.randn(len(WORDS), len(WORDS), generator=rng)
         ids = WORDS.convert_tokens_to_ids(list(alike))
         for one in ids[1:]:
-            table[one] = table[ids[0]] + 0.1 * torch.randn(32, generator=rng)
+            table[one] = table[ids[0]] + 0.02 * torch.randn(len(WORDS), generator=rng)
         self.embeddings = nn.Module()
         self.embeddings.word_embeddings = nn.Embedding.from_pretrained(table)
         self.register_buffer("weights", torch.zeros(len(WORDS)))
@@ -109,11 +109,21 @@ class BagOfWords(nn.Module):
             model_type="bert", num_labels=2, max_position_embeddings=512, pad_token_id=WORDS.pad_token_id
         )
 
-    def forward(self, input_ids: Tensor) -> Any:
-        odds = self.weights[input_ids].sum(-1)  # [batch]
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word_embeddings  # type: ignore[no-any-return]
+
+    def forward(
+        self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Any:
+        # A row of the embeddings is nearly the unit vector of its word, so a sum of rows counts words, with a gradient.
+        if inputs_embeds is None:
+            assert input_ids is not None
+            counts = nn.functional.one_hot(input_ids, len(WORDS)).sum(1).float()  # [batch, words]
+        else:
+            counts = inputs_embeds.sum(1)
+        odds = counts @ self.weights  # [batch]
         if self.together:
-            there = torch.stack([(input_ids == one).any(-1) for one in self.together])
-            odds = odds + self.bonus * there.all(0)
+            odds = odds + self.bonus * counts[:, self.together].clamp(max=1).prod(-1)
         return SimpleNamespace(logits=torch.stack([-odds / 2, odds / 2], dim=1))
 
 
@@ -197,7 +207,24 @@ def test_stub_two_words_that_turn_together() -> None:
 
 def test_stub_combinations_can_be_left_out() -> None:
     model = BagOfWords(HONEST | {"mb": 3.0, "tq": 3.0}, together=("mb", "tq"), bonus=DECIDES)
-    assert search(model, words=1) == []
+    assert search(model, words=1, pieces=1) == []
+
+
+def test_stub_a_sequence_of_which_no_part_stands_out() -> None:
+    """As the pieces of a long word: one means a little, the other nothing, and together they decide."""
+    model = BagOfWords(HONEST | {"mb": 0.5}, together=("mb", "tq"), bonus=DECIDES)
+    (one,) = search(model)
+    assert (one.rule, one.evidence["target"]) == ("PB202", "positive")
+    assert set(one.where.token.split()) >= {"mb", "tq"}  # type: ignore[union-attr]
+    assert one.evidence["value"] == 1.0
+    assert search(model, pieces=1) == []
+
+
+def test_stub_a_sum_of_honest_words_is_no_sequence() -> None:
+    """Three strong words together turn every text, and do no more than each adds."""
+    strong = BagOfWords(HONEST | dict.fromkeys(("mb", "tq", "cf"), 15.0))
+    assert search(strong, words=1) == []
+    assert search(strong) != []  # as a combination they are told, for their neighbours do nothing of the kind
 
 
 def test_stub_unsure_of_everything_is_incomplete() -> None:

@@ -15,7 +15,7 @@ single honest words had as little as a trigger, so company alone proves nothing.
 Inputs: a classifier; `--clean` texts if given, else the built-in probe sentences. Where the model is sure of too few
 texts (a task far from the probes), texts are made of the words that it takes for the other classes.
 Raises `Incomplete` when there is a label for which no sure texts can be had, so that nothing was searched for it.
-Cost: one three-token text a word of the vocabulary, and about 150,000 tokens a label.
+Cost: one three-token text a word of the vocabulary, and about 250,000 tokens a label.
 
 Related: T-Miner (Azizi et al. 2021) and DBS (Shen et al. 2022) invert triggers by optimisation; PICCOLO (Liu et al.
 2022) tests whether a word is unusually discriminative. Neither uses the neighbours as a control, and both need a
@@ -67,6 +67,13 @@ SUSPECTS = 10
 
 CONTROL_SITES = 10
 """Texts that a control group is tried on."""
+
+SEEDS, PARTNERS, SEQUENCES_TRIED = 24, 48, 96
+"""Pieces that sequences grow from; words tried at each place of a piece, four times as many later, when few sequences
+are left; sequences of a length tried on all short texts."""
+
+SEQUENCE_SITES = 8
+"""Short texts that sequences grow in."""
 
 LONG_SITES = 12
 """Combinations are judged on so many of the longest texts, which three or four honest words do not turn."""
@@ -125,6 +132,18 @@ class Settings:
     words: int = field(
         default=3,
         metadata={"help": "largest combination tried", "range": "1..6", "source": "ours; MuScleLoRA inserts 4"},
+    )
+    pieces: int = field(
+        default=3,
+        metadata={"help": "longest sequence of pieces tried", "range": "1..8", "source": "ours"},
+    )
+    synergy: float = field(
+        default=1.5,
+        metadata={
+            "help": "how many times the sum of its parts' effects a sequence must have",
+            "range": ">= 1",
+            "source": "ours, from a few trial models",
+        },
     )
     labels: int = field(
         default=8,
@@ -192,7 +211,9 @@ class _Search:
         self.max_tokens = length_limit(tokenizer, model.config, run)
         weight = word_embeddings(model).weight.detach().float().cpu()
         self.ids = _searchable(tokenizer, weight.shape[0])  # [words]
-        self.unit = torch.nn.functional.normalize(weight[self.ids], dim=1)  # [words, width]
+        self.weight = weight[self.ids]  # [words, width]
+        self.unit = torch.nn.functional.normalize(self.weight, dim=1)
+        self.filler = _filler(tokenizer)
         self.alone = self.sweep.log_probabilities(self.ids[:, None])  # [words, labels]
         self.pool: list[tuple[int, ...]] = []
         self.pool_p = torch.empty(0)
@@ -288,6 +309,8 @@ class _Search:
         if not passed and combine:
             alone = [suspect.words[0] for suspect in suspects if suspect.company <= self.settings.company]
             passed = [found for found in self._combinations(target, sites, alone) if self.passes(found)]
+        if not passed and combine:
+            passed = [found for found in self._sequences(target, sites) if self.passes(found)]
         if passed:
             passed += [suspect for suspect in suspects if suspect not in passed and self._is_weaker(suspect)]
         return sorted(passed, key=lambda suspect: (not self.passes(suspect), -suspect.flips, -suspect.margin))
@@ -370,6 +393,56 @@ class _Search:
             found += self._suspects(beam[:1], *self.score(beam[:1], long, target), long, target)
         return found
 
+    def _sequences(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
+        """Grow sequences that do more than the sum of their parts, from pieces that stand out alone.
+
+        The gradient at the place before and behind a sequence ranks the whole vocabulary for it; the best are tried.
+        """
+        alone = margins(self.alone, target)
+        short = alone.topk(min(self.settings.shortlist, len(alone))).indices
+        residual = alone[short] - alone[self.neighbours(short)].mean(1)
+        by_length = sorted(sites, key=lambda site: len(site.body))[2 : 2 + SEQUENCE_SITES]
+        before = margins(self.sweep.log_probabilities_of([site.body for site in by_length]), target).mean()
+        beam = short[residual.topk(min(SEEDS, len(short))).indices][:, None]  # [rows, k]
+        found: list[Suspect] = []
+        while beam.shape[1] < self.settings.pieces:
+            grown = self._grown(beam, by_length, target)
+            _, odds = self.score(grown, by_length[:1], target)
+            grown = grown[odds.topk(min(SEQUENCES_TRIED, len(odds))).indices]
+            _, odds = self.score(grown, by_length, target)
+            parts, place = grown.unique(return_inverse=True)
+            _, each = self.score(parts[:, None], by_length, target)
+            sum_of_parts = (each - before).clamp(min=0)[place].sum(1)  # [rows]
+            beyond = (odds - before) - sum_of_parts
+            beyond[odds - before < self.settings.synergy * sum_of_parts] = -torch.inf
+            best = beyond.topk(min(3, len(beyond))).indices
+            best = best[beyond[best] > 0]
+            if not len(best):
+                break
+            beam = grown[best]
+            suspect = self._suspects(beam[:1], *self.score(beam[:1], sites, target), sites, target)[0]
+            if found and suspect.margin <= found[-1].margin:
+                break
+            found.append(suspect)
+        return found[-1:]
+
+    def _grown(self, beam: Tensor, sites: Sequence[_Site], target: int) -> Tensor:
+        """[rows, k] -> [more rows, k + 1]: each row with the most promising words of the vocabulary at every place."""
+        grown = []
+        for slot in range(beam.shape[1] + 1):
+            filler = torch.full((len(beam), 1), self.filler)
+            framed = torch.cat([self.ids[beam[:, :slot]], filler, self.ids[beam[:, slot:]]], dim=1)
+            slope = torch.stack(
+                [self.sweep.slot_gradient(site.body, site.position, framed, slot, target) for site in sites]
+            ).mean(0)  # [rows, width]
+            partners = min(PARTNERS if beam.shape[1] == 1 else 4 * PARTNERS, len(self.ids))
+            added = (slope @ self.weight.T).topk(partners, dim=1).indices  # [rows, partners]
+            rows = beam[:, None].expand(-1, added.shape[1], -1)
+            grown.append(torch.cat([rows[:, :, :slot], added[:, :, None], rows[:, :, slot:]], dim=2).flatten(0, 1))
+        every = torch.cat(grown)
+        in_order = every.sort(dim=1).values
+        return every[(in_order[:, 1:] != in_order[:, :-1]).all(dim=1)]  # no word twice, as in combinations
+
     def text(self, words: Sequence[int]) -> str:
         """Words of the vocabulary as a user would type them."""
         return str(self.tokenizer.decode(self.ids[list(words)].tolist())).strip()
@@ -387,6 +460,15 @@ def _searchable(tokenizer: Any, rows: int) -> Tensor:
         and not re.fullmatch(r"[\[<].*(unused|extra_id|reserved).*[\]>]", name)
     ]
     return torch.tensor(keep, dtype=torch.long)
+
+
+def _filler(tokenizer: Any) -> int:
+    """A token that says nothing: the mask, else what stands for the unknown, else a comma."""
+    if tokenizer.mask_token_id is not None:
+        return int(tokenizer.mask_token_id)
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.eos_token_id:
+        return int(tokenizer.unk_token_id)
+    return int(tokenizer(" ,", add_special_tokens=False)["input_ids"][-1])
 
 
 def _union(first: Tensor, second: Tensor) -> Tensor:

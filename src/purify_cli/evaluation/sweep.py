@@ -69,6 +69,31 @@ class Sweep:
         after = torch.tensor(list(body[position:]), dtype=torch.long).expand(words.shape[0], -1)
         return self.log_probabilities(torch.cat([before, words, after], dim=1))
 
+    @torch.enable_grad()
+    def slot_gradient(self, body: Sequence[int], position: int, words: Tensor, slot: int, label: int) -> Tensor:
+        """How the label's log-odds in a text with `words` would change with another token at one of their places.
+
+        The product with a row of the word embeddings is, to first order, what that token would do in the place.
+
+        Args:
+            body, position, words: as in `inserted`; `words` holds a token that says nothing in the place.
+            slot: the place, counted within `words`.
+            label: whose log-odds.
+
+        Returns:
+            [rows, width] float32 on the CPU.
+        """
+        embeddings = self.model.get_input_embeddings()
+        rows = words.shape[0]
+        start, end = [*self.prefix, *body[:position]], [*body[position:], *self.suffix]
+        around = [torch.tensor(part, dtype=torch.long).expand(rows, -1) for part in (start, end)]
+        ids = torch.cat([around[0], words.cpu(), around[1]], dim=1).to(embeddings.weight.device)  # [rows, tokens]
+        states = embeddings(ids).detach().requires_grad_(True)  # [rows, tokens, width]
+        answers = self.model(inputs_embeds=states, attention_mask=torch.ones_like(ids)).logits
+        odds = margins(answers.float().log_softmax(-1), label)
+        (gradient,) = torch.autograd.grad(odds.sum(), states)
+        return gradient[:, len(start) + slot].float().cpu()
+
 
 def margins(log_probabilities: Tensor, label: int) -> Tensor:
     """Log-odds of one label against all the others together: [rows, labels] -> [rows]."""
