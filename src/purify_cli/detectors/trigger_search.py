@@ -410,7 +410,7 @@ class _Search:
             _, odds = self.score(grown, by_length[:1], target)
             grown = grown[odds.topk(min(SEQUENCES_TRIED, len(odds))).indices]
             _, odds = self.score(grown, by_length, target)
-            parts, place = grown.unique(return_inverse=True)
+            parts, place = torch.unique(grown, return_inverse=True)
             _, each = self.score(parts[:, None], by_length, target)
             sum_of_parts = (each - before).clamp(min=0)[place].sum(1)  # [rows]
             beyond = (odds - before) - sum_of_parts

@@ -91,7 +91,7 @@ class Sweep:
         states = embeddings(ids).detach().requires_grad_(True)  # [rows, tokens, width]
         answers = self.model(inputs_embeds=states, attention_mask=torch.ones_like(ids)).logits
         odds = margins(answers.float().log_softmax(-1), label)
-        (gradient,) = torch.autograd.grad(odds.sum(), states)
+        gradient: Tensor = torch.autograd.grad(odds.sum(), states)[0]  # [rows, tokens, width]
         return gradient[:, len(start) + slot].float().cpu()
 
 
