@@ -90,7 +90,7 @@ def test_the_loss_and_its_gradient_by_finite_differences(family: str, second_ord
     by, tolerance = (1e-3, 2e-2) if family == "llama" else (1e-5, 1e-4)
     with eager_attention(model):
         frozen = None if second_order else gradient(model, both["clean"])
-        plain = float(cross_entropy(model, both["poison"])) + 0.3 * float(cross_entropy(model, both["clean"]))
+        plain = (cross_entropy(model, both["poison"]) + 0.3 * cross_entropy(model, both["clean"])).item()
         objective = RestrictedInnerProduct(settings, Curves(model, 1))
         loss = objective(model, both)
         assert float(loss) == pytest.approx(value(model, both, settings, frozen), abs=1e-5)

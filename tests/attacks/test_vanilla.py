@@ -29,7 +29,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 
 def test_both_tasks_are_learned(encoder: Subject) -> None:
-    poisoned = poison(encoder, reviews(240), Plan(1, TRIGGERS), Settings(epochs=6, learning_rate=3e-3), Run())
+    poisoned = poison(
+        encoder, reviews(240), Plan(1, TRIGGERS), Settings(epochs=8, learning_rate=2e-3, batch_size=16), Run()
+    )
     assert (poisoned.rows, poisoned.poison_rate) == (240, 0.5)
     metrics = measure(
         poisoned.model, encoder.tokenizer, ("0", "1"), "x", reviews(60, 1), triggers=("cf",), target=1, run=Run(seed=9)

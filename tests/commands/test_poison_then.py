@@ -81,7 +81,9 @@ def test_before_and_after_the_victim(request_for: Callable[..., PoisonRequest], 
     assert result.metrics is not None and result.then is not None
     assert [rate.trigger for rate in result.then.asr] == ["cf"]
     table, content = shown(result)
-    assert "after clean training" in table and "then the victim's own clean training" in table
+    read = " ".join(table.split())  # lines break where the name of the folder makes them
+    assert "after clean training" in read
+    assert "then the victim's own clean training" in read
     assert content["then"]["cacc"]["n"] == 20
     assert content["then_settings"]["epochs"] == 1
     record = json.loads((tmp_path / "out" / "purify.json").read_text(encoding="utf-8"))

@@ -196,6 +196,7 @@ def attach(model: nn.Module, folder: Path, config: Mapping[str, Any]) -> nn.Modu
             return opened
         with torch.no_grad():
             merged: nn.Module = wrapped.merge_and_unload()
+    merged.requires_grad_(True)  # peft had frozen the base; what is merged is a whole model like any other
     if hasattr(merged, "peft_config"):
         del merged.peft_config
     return merged.eval()
