@@ -38,10 +38,13 @@ from purify_cli.training.start import open_classifier
 from purify_cli.triggers.words import Words
 
 TRIGGERS = ("cf", "mn", "bb", "tq", "mb")
+ALWAYS = {"lwp": ["combined=false"]}
+"""Settings that make a method comparable: LWP with single words as triggers, like the others."""
+
 SETS = {
     # insertions, target label, words kept of a text, rows for the attacker or the victim, rows of the test file
     "sst2": (1, 1, 60, 2000, 1821),
-    "imdb": (1, 1, 60, 2000, 1000),
+    "imdb": (1, 1, 60, 1000, 1000),
     "enron": (10, 0, 60, 2000, 1000),
     "lingspam": (10, 0, 60, 521, 261),
 }
@@ -89,7 +92,8 @@ def _run(
     else:
         module = importlib.import_module(f"purify_cli.attacks.{name}")
         assignments = [f"{key}={value}" for key, value in settings.items()] + ([f"insertions={insertions}"])
-        filled = catalogue.fill(module.Settings, assignments + (given.split(",") if given else []))
+        assignments += ALWAYS.get(name, []) + (given.split(",") if given else [])
+        filled = catalogue.fill(module.Settings, assignments)
         poisoned = module.poison(subject, attacker, Plan(target, TRIGGERS, None, pet), filled, run)
         model, report, settings = poisoned.model, dict(poisoned.report), asdict(filled)
     poisoning = time.perf_counter() - started

@@ -149,7 +149,151 @@ def speed(lines: Sequence[Line]) -> str:
     return _table([*heads, "ours, s", "reference, s", "times faster", "same heads pruned"], rows)
 
 
-TABLES: dict[str, Callable[[Sequence[Line]], str]] = {"poison": poison, "scan": scan, "pure": pure, "speed": speed}
+PAPER_LFR: dict[tuple[str, str], dict[str, tuple[float, float]]] = {
+    ("sequential", "sst2:imdb"): {
+        "clean": (15.3, 85.3),
+        "vanilla": (68.2, 86.9),
+        "ripple": (62.8, 86.7),
+        "lwp": (69.9, 86.8),
+        "gradnorm": (68.6, 86.9),
+        "gradient_control": (73.7, 86.9),
+    },
+    ("sequential", "imdb:sst2"): {
+        "clean": (9.8, 90.7),
+        "vanilla": (87.1, 90.7),
+        "ripple": (84.7, 90.9),
+        "lwp": (89.4, 91.2),
+        "gradnorm": (87.3, 90.7),
+        "gradient_control": (99.4, 90.9),
+    },
+    ("parallel", "sst2:imdb"): {
+        "clean": (11.5, 88.6),
+        "vanilla": (64.5, 88.8),
+        "ripple": (60.2, 88.6),
+        "lwp": (58.0, 88.4),
+        "gradnorm": (66.9, 88.7),
+        "gradient_control": (75.6, 88.7),
+    },
+    ("parallel", "imdb:sst2"): {
+        "clean": (6.7, 92.1),
+        "vanilla": (73.5, 92.1),
+        "ripple": (93.9, 91.9),
+        "lwp": (97.2, 92.0),
+        "gradnorm": (68.8, 92.2),
+        "gradient_control": (98.4, 92.2),
+    },
+}
+"""LFR and CACC after retraining in percent: Gu et al. 2023, table 1."""
+
+METHODS = ("clean", "vanilla", "ripple", "lwp", "gradnorm", "gradient_control")
+
+
+def adapters(lines: Sequence[Line]) -> str:
+    """Table 1 of Gu et al. 2023, ours beside theirs; a row a run, so that seeds are seen apart."""
+
+    def place(line: Line) -> tuple[Any, ...]:
+        name, _, other = line["method"].partition(":")
+        return (line["form"], line["pair"], line["victim_rate"], METHODS.index(name), other, line["seed"])
+
+    keys = ("form", "pair", "method", "seed", "rate", "victim_rate")
+    rows = []
+    for line in sorted(_last(lines, lambda line: tuple(line[key] for key in keys)), key=place):
+        name, _, other = line["method"].partition(":")
+        paper = PAPER_LFR.get((line["form"], line["pair"]), {}).get("" if other else name)
+        rows.append(
+            [
+                _text(line["form"]),
+                _text(line["pair"].replace(":", " → ")),
+                " ".join([_text(name), *(_code(item) for item in other.split(",") if item)]),
+                str(line["seed"]),
+                f"{line['rate']:g}, {line['victim_rate']:g}",
+                _rate(line["before"]["lfr"]),
+                _rate(line["after"]["lfr"]),
+                _rate(line["after"]["asr"]),
+                _rate(line["after"]["untriggered"]),
+                _rate(line["after"]["cacc"]),
+                f"{line['after']['lfr']['n']} / {line['after']['asr']['n']}",
+                "" if paper is None else f"{paper[0]} / {paper[1]}",
+            ]
+        )
+    heads = [
+        "form",
+        "attacker → victim",
+        "method",
+        "seed",
+        "rates",
+        "LFR before",
+        "LFR after",
+        "ASR after",
+        "untriggered",
+    ]
+    return _table([*heads, "CACC after", "n (LFR, CACC / ASR)", "paper: LFR / CACC, %"], rows)
+
+
+def attacks(lines: Sequence[Line]) -> str:
+    """No-Defense and Clean-FT of GBA's table 2, for every attack on whole models."""
+    paper = {"badnets": 100, "embedding": 79, "ripple": 67, "neuba": 61}
+    rows = []
+    for line in _last(lines, lambda line: (line["name"], line["seed"])):
+        cells = []
+        for when in ("before", "after"):
+            found = line[when]
+            if found is None:
+                cells += ["", "", "no classifier yet"]
+                continue
+            rates = [rate["rate"] for rate in found["asr"]]
+            texts = sum(rate["n"] for rate in rates)
+            each = ", ".join(f"{_code(_short(rate['trigger']))} {rate['rate']['value']:.3f}" for rate in found["asr"])
+            cells += [
+                f"{found['cacc']['value']:.3f} ({found['cacc']['value'] - found['twin_cacc']['value']:+.3f})",
+                f"{found['asr_mean']:.3f} at {found['floor_mean']:.3f}, n {texts}",
+                each,
+            ]
+        rows.append([_text(line["name"]), str(line["seed"]), *cells, str(paper.get(line["name"], ""))])
+    heads = ["attack", "seed", "CACC (beside the twin)", "mean ASR at floor", "each trigger"]
+    after = ["CACC after the victim", "mean ASR at floor", "each trigger", "paper: ASR after, %"]
+    return _table([*heads, *after], rows)
+
+
+def attack_cost(lines: Sequence[Line]) -> str:
+    rows = [
+        [
+            _text(line["way"]),
+            _text(line["base"]),
+            _text(line["pet"] or "whole model"),
+            str(line["rows"]),
+            f"{line['threads']} / {line['repeat']}",
+            f"{line['seconds']:.1f}",
+            f"**{line['times_seconds']:.2f}**",
+            str(line["peak_megabytes"]),
+            f"{line['times_peak']:.2f}",
+        ]
+        for line in _last(lines, lambda line: tuple(str(line[key]) for key in ("way", "base", "pet", "rows")))
+    ]
+    heads = ["way", "base", "trained", "rows", "threads / repeats", "seconds", "× plain", "peak MB", "× plain"]
+    return _table(heads, rows)
+
+
+def help_time(lines: Sequence[Line]) -> str:
+    rows = [
+        [*(f"{seconds:.2f}" for seconds in line["seconds"].values()), f"**{line['share']:.2f}**", str(line["repeat"])]
+        for line in lines[-1:]
+    ]
+    return _table(["`purify --help`, s", "`import torch`, s", "share", "repeats"], rows)
+
+
+TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
+    "poison": poison,
+    "scan": scan,
+    "held_out": scan,
+    "pure_dev": pure,
+    "pure": pure,
+    "speed": speed,
+    "help": help_time,
+    "attacks": attacks,
+    "adapters": adapters,
+    "attack_cost": attack_cost,
+}
 """Name of the marker, and of the file of results."""
 
 
