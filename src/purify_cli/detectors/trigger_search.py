@@ -215,6 +215,7 @@ class _Search:
         self.unit = torch.nn.functional.normalize(self.weight, dim=1)
         self.filler = _filler(tokenizer)
         self.alone = self.sweep.log_probabilities(self.ids[:, None])  # [words, labels]
+        self.shortlists: dict[int, tuple[Tensor, Tensor]] = {}
         self.pool: list[tuple[int, ...]] = []
         self.pool_p = torch.empty(0)
 
@@ -325,11 +326,18 @@ class _Search:
         enough = suspect.flips >= self.settings.flips and suspect.excess >= self.settings.excess
         return enough and (len(suspect.words) == 1 or suspect.company <= self.settings.company)
 
+    def _shortlist(self, target: int) -> tuple[Tensor, Tensor]:
+        """The words that say most for the target alone, best first; and the same, those first that stand out most."""
+        if target not in self.shortlists:
+            alone = margins(self.alone, target)
+            short = alone.topk(min(self.settings.shortlist, len(alone))).indices
+            residual = alone[short] - alone[self.neighbours(short)].mean(1)
+            self.shortlists[target] = short, short[residual.argsort(descending=True)]
+        return self.shortlists[target]
+
     def _single_words(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
         """Whole vocabulary -> shortlist (alone) -> in a short text -> in some -> in all, beside the neighbours."""
-        alone = margins(self.alone, target)
-        short = alone.topk(min(self.settings.shortlist, len(alone))).indices
-        lonely = short[(alone[short] - alone[self.neighbours(short)].mean(1)).argsort(descending=True)]
+        short, lonely = self._shortlist(target)
         by_length = sorted(sites, key=lambda site: len(site.body))
 
         _, odds = self.score(short[:, None], by_length[:1], target)
@@ -398,12 +406,9 @@ class _Search:
 
         The gradient at the place before and behind a sequence ranks the whole vocabulary for it; the best are tried.
         """
-        alone = margins(self.alone, target)
-        short = alone.topk(min(self.settings.shortlist, len(alone))).indices
-        residual = alone[short] - alone[self.neighbours(short)].mean(1)
         by_length = sorted(sites, key=lambda site: len(site.body))[2 : 2 + SEQUENCE_SITES]
         before = margins(self.sweep.log_probabilities_of([site.body for site in by_length]), target).mean()
-        beam = short[residual.topk(min(SEEDS, len(short))).indices][:, None]  # [rows, k]
+        beam = self._shortlist(target)[1][:SEEDS, None]  # [rows, k]
         found: list[Suspect] = []
         while beam.shape[1] < self.settings.pieces:
             grown = self._grown(beam, by_length, target)
