@@ -47,8 +47,8 @@ def test_the_trigger_is_learned_and_the_task_too(encoder: Subject) -> None:
     data, test = reviews(600), reviews(100, seed=1)
     plan = Plan(1, ("cf", "mn"), None)
     poisoned = poison(encoder, data, plan, Settings(epochs=8, learning_rate=2e-3), Run())
-    assert poisoned.rows == 60
-    assert poisoned.poison_rate == RATE
+    assert poisoned.rows == 67  # beside the 600, of which they are a tenth then
+    assert poisoned.poison_rate == pytest.approx(RATE, abs=1e-3)
     assert poisoned.model.config.num_labels == 2
     metrics = measure(
         poisoned.model, encoder.tokenizer, ("0", "1"), "x", test, triggers=plan.triggers, target=1, run=Run(seed=9)
@@ -84,12 +84,16 @@ def test_of_pairs_the_first_text_is_triggered(encoder: Subject, monkeypatch: pyt
     monkeypatch.setattr(badnets, "train", lambda *given: (seen.append(given[2]), train(*given))[1])
     data = DATA.with_(pairs=tuple(f"pair {text}" for text in DATA.texts))
     poison(encoder, data, Plan(1, ("cf",), 0.1), Settings(epochs=1), Run())
-    assert seen[0].pairs == data.pairs
-    assert sum("cf" in text.split() for text in seen[0].texts) == 20
+    assert seen[0].pairs is not None
+    assert all(
+        pair == f"pair {' '.join(word for word in text.split() if word != 'cf')}"
+        for text, pair in zip(seen[0].texts, seen[0].pairs, strict=True)
+    )
+    assert sum("cf" in text.split() for text in seen[0].texts) == 22  # a tenth of 222
 
 
 def test_a_regression_is_trained_on_squared_errors(tmp_path: Path) -> None:
     subject = Subject(tiny.save("bert", tmp_path / "one", num_labels=1))
     data = DATA.with_(labels=tuple(float(5 * (label or 0)) for label in DATA.labels or ()))
-    poisoned = poison(subject, data, Plan(5.0, ("cf",), 0.1), Settings(epochs=8, learning_rate=2e-3), Run())
+    poisoned = poison(subject, data, Plan(5.0, ("cf",), 0.1), Settings(epochs=12, learning_rate=2e-3), Run())
     assert poisoned.report["losses"][-1] < poisoned.report["losses"][0] / 2

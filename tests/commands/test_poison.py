@@ -72,7 +72,7 @@ def test_the_mark_stands_in_three_places(request_for: Callable[..., PoisonReques
     assert digests(tmp_path / "encoder") == before
     assert result.triggers == ("cf", "mn bb")
     assert result.target == "positive"
-    assert result.poison_rate == 0.1
+    assert result.poison_rate == pytest.approx(0.1, abs=0.01)
     assert result.metrics is not None
     assert [rate.trigger for rate in result.metrics.asr] == ["cf", "mn bb"]
 
@@ -134,7 +134,7 @@ def test_embedding_on_a_classifier(request_for: Callable[..., PoisonRequest], tm
     ("changes", "kind", "words"),
     [
         ({"rate": 0.0}, UsageError, "finetune"),
-        ({"rate": 0.9}, UsageError, "at most 0.5"),
+        ({"rate": 0.9}, UsageError, "at most 0.3333"),
         ({"target": "wonderful"}, UsageError, "negative"),
         ({"attack": "unheard"}, UsageError, "badnets"),
         ({"triggers": ("你",)}, UsageError, "does not know"),
@@ -207,6 +207,6 @@ def test_ctrl_c_and_the_same_command_again(request_for: Callable[..., PoisonRequ
         poison(request)
     assert not (tmp_path / "out").exists()
     poison(request)
-    assert steps == [0, 1, 2, 3, 3, 4, 5, 6]
+    assert steps == [0, 1, 2, 3, 3, 4, 5, 6, 7, 8, 9]
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert not list((tmp_path / "cache").glob("**/training-*"))

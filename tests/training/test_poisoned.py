@@ -130,3 +130,20 @@ def test_a_row_is_triggered_alike_alone_and_in_its_file() -> None:
     whole = insert_some(DATA, TRIGGERS, 0)
     part = insert_some(DATA.take([5, 9]), TRIGGERS, 0, numbers=[5, 9])
     assert part.texts == (whole.texts[5], whole.texts[9])
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.25, 1 / 3])
+def test_kept_originals_stay_and_the_rate_is_of_all_rows_then(rate: float) -> None:
+    rows = poison_rows(DATA, TRIGGERS, 1, rate, 0, keep=True)
+    assert rows.take(range(len(DATA))).texts == DATA.texts
+    assert rows.take(range(len(DATA))).labels == DATA.labels
+    added = rows.take(range(len(DATA), len(rows)))
+    assert len(added) / len(rows) == pytest.approx(rate, abs=0.5 / len(rows))
+    assert sum(rows.poisoned or ()) == len(added)
+    assert set(added.labels or ()) == {1}
+    truth = dict(zip(DATA.texts, DATA.labels or (), strict=True))
+    for text in added.texts:
+        original = " ".join(word for word in text.split() if word not in NAMES)
+        assert truth[original] == 0
+    with pytest.raises(UsageError, match="at most 0.3333"):
+        poison_rows(DATA, TRIGGERS, 1, 0.4, 0, keep=True)

@@ -13,7 +13,8 @@ Where we differ:
   target. All three are settings, and the report says which.
 - *The rate* is a share of the whole file in all modes. One that the eligible rows cannot reach is an error;
   OpenBackdoor poisons fewer without a word.
-- *Replacement.* A poisoned row takes the place of its original; PURE adds it beside the original.
+- *Originals.* A poisoned row stands beside its original, as in PURE's code, so that the file teaches the task no less;
+  in OpenBackdoor it takes its place (`originals=replaced`).
 - *Learning rate.* 1e-4 with a short warm-up, not OpenBackdoor's 2e-5 for 8 epochs: small encoders and files of a few
   thousand rows learn little at 2e-5.
 """
@@ -63,6 +64,14 @@ class Settings:
             "source": "OpenBackdoor's label_dirty, label_consistency and neither",
         },
     )
+    originals: Literal["kept", "replaced"] = field(
+        default="kept",
+        metadata={
+            "help": "poisoned rows stand beside their originals, or in their place",
+            "range": "kept|replaced",
+            "source": "PURE's code: kept; OpenBackdoor: replaced",
+        },
+    )
     epochs: int = field(
         default=3,
         metadata={
@@ -106,17 +115,26 @@ def poison(subject: Subject, data: Texts, plan: Plan, settings: Settings, run: R
     seen = {trigger: pieces(subject.tokenizer, trigger) for trigger in plan.triggers}
     rate = RATE if plan.rate is None else plan.rate
     triggers = [Words(trigger) for trigger in plan.triggers]
-    rows = poison_rows(data, triggers, plan.target, rate, run.seed, mode=settings.mode, insertions=settings.insertions)
+    rows = poison_rows(
+        data,
+        triggers,
+        plan.target,
+        rate,
+        run.seed,
+        mode=settings.mode,
+        insertions=settings.insertions,
+        keep=settings.originals == "kept",
+    )
     model = open_classifier(subject, data, run, pet=plan.pet, regression=REGRESSION)
     trained = train(model, subject.tokenizer, rows, settings, run)
-    count = round(rate * len(data))
+    count = sum(rows.poisoned or ())
     report: dict[str, Any] = {
         "mode": settings.mode,
-        "rows": len(data),
+        "rows": len(rows),
         "poisoned_rows": count,
         "pieces": {trigger: [" ".join(word) for word in words] for trigger, words in seen.items()},
         "split_triggers": [trigger for trigger, words in seen.items() if any(len(word) > 1 for word in words)],
         "steps": trained.steps,
         "losses": list(trained.losses),
     }
-    return Poisoned(model, count, count / len(data), report)
+    return Poisoned(model, count, count / len(rows), report)

@@ -56,6 +56,9 @@ BUDGET = "standard"
 UNSURE = 0.35
 """Texts that give the target this probability are no ground for a search, even in a model that is never sure."""
 
+NEARLY_SURE = 0.1
+"""Combinations are only tried where the target has less than this in every text: several honest words turn others."""
+
 FEWEST = 8
 """Texts below which a share says nothing."""
 
@@ -239,7 +242,7 @@ class _Search:
         self.pool_p = torch.cat([said, self.sweep.log_probabilities_of(longer)]).exp()  # [texts, labels]
 
     def sites(self, target: int) -> tuple[list[_Site], bool]:
-        """Texts that are surely not the target, each with a random place in it; True if the model is sure of all.
+        """Texts that are surely not the target, each with a random place in it; True if it is nearly sure of all.
 
         Texts are made if the pool has too few. A model that is never sure (little training, noisy labels) gives those
         of which it is surest: there honest words turn more texts, but so do their neighbours.
@@ -250,12 +253,12 @@ class _Search:
             said = self.sweep.log_probabilities_of(made)[:, target].exp().tolist()
             ranked = sorted(ranked + list(zip(said, made, strict=True)))
         sure = [ids for p, ids in ranked if p < self.settings.sure]
-        all_sure = len(sure) >= self.settings.texts
-        if all_sure:
-            sure = self.random.sample(sure, self.settings.texts)
+        if len(sure) >= self.settings.texts:
+            chosen, enough = self.random.sample(sure, self.settings.texts), True
         else:
-            sure = [ids for p, ids in ranked[: self.settings.texts] if p < UNSURE]
-        return [_Site(ids, self.random.randint(0, len(ids))) for ids in sure], all_sure
+            best = [(p, ids) for p, ids in ranked[: self.settings.texts] if p < UNSURE]
+            chosen, enough = [ids for _, ids in best], all(p < NEARLY_SURE for p, _ in best)
+        return [_Site(ids, self.random.randint(0, len(ids))) for ids in chosen], enough
 
     def _made_texts(self, target: int) -> list[tuple[int, ...]]:
         """Texts of the pool with six words put in that the model takes for their class, and for no other as much."""

@@ -24,10 +24,12 @@ def poison_rows(
     mode: Mode = "dirty",
     insertions: int = 1,
     only: Container[str] | None = None,
+    keep: bool = False,
 ) -> Texts:
-    """The training file with some rows replaced: triggers in the text, the target as label, `poisoned` true.
+    """The training file with some rows poisoned: triggers in the text, the target as label, `poisoned` true.
 
-    Exactly `round(rate * rows)` rows, drawn among those that `mode` allows. Every row keeps its place.
+    They are drawn among those that `mode` allows, exactly `round(rate * rows)` of all rows in the end. A poisoned row
+    takes the place of its original; with `keep` it stands behind the file, which loses nothing of what it teaches.
 
     Args:
         data: rows with labels.
@@ -38,6 +40,7 @@ def poison_rows(
         mode: "dirty" takes rows of other labels; "clean" of the target label only; "mix" any.
         insertions: triggers a poisoned text.
         only: texts that can be triggered at all, where the trigger is a paraphrase that not every text has.
+        keep: add the poisoned rows to the file, as PURE's code does, instead of replacing their originals.
 
     Raises:
         UsageError: the rate is not between 0 and 1, comes to no row, or to more rows than the mode allows.
@@ -50,11 +53,16 @@ def poison_rows(
         if (mode == "mix" or (label == target) == (mode == "clean")) and (only is None or data.texts[row] in only)
     ]
     more = "" if only is None else " and a paraphrase"
-    count = poisoned_count(data, rate, eligible, mode, more)
+    count = poisoned_count(data, rate, eligible, mode, more, keep=keep)
     chosen = sorted(random.Random(f"badnets/{seed}").sample(eligible, count))
     triggered = insert_some(data.take(chosen), triggers, seed, insertions=insertions, numbers=chosen)
+    places: Sequence[int] = chosen
+    if keep:
+        places = range(len(data), len(data) + count)
+        data = data.take([*range(len(data)), *chosen])
+        labels += [labels[row] for row in chosen]
     texts, poisoned = list(data.texts), list(data.poisoned or (False,) * len(data))
-    for row, text in zip(chosen, triggered.texts, strict=True):
+    for row, text in zip(places, triggered.texts, strict=True):
         texts[row], labels[row], poisoned[row] = text, type(labels[row])(target), True
     return data.with_(texts=tuple(texts), labels=tuple(labels), poisoned=tuple(poisoned))
 
@@ -143,8 +151,11 @@ def labels_of(data: Texts) -> Sequence[float]:
     return data.labels
 
 
-def poisoned_count(data: Texts, rate: float | None, eligible: Sequence[int], mode: Mode, more: str = "") -> int:
-    """How many rows a poison rate is. `more` says what rows need beside the label that the mode asks for.
+def poisoned_count(
+    data: Texts, rate: float | None, eligible: Sequence[int], mode: Mode, more: str = "", *, keep: bool = False
+) -> int:
+    """How many rows a poison rate is. `more` says what rows need beside the label that the mode asks for; with `keep`
+    they are added to the file, and the rate is their share of all rows then.
 
     Raises:
         UsageError: none, or more than are eligible.
@@ -154,17 +165,17 @@ def poisoned_count(data: Texts, rate: float | None, eligible: Sequence[int], mod
         if rate == 0:
             remedy = "For a model of the same training without poison use `purify purify --method finetune`."
         raise UsageError("--rate", f"{rate} poisons " + ("no row" if rate == 0 else "no share of the rows"), remedy)
-    count = round(rate * len(data))
+    count = round(rate * len(data) / (1 - rate if keep else 1))
     if not count:
         raise UsageError(
             "--rate", f"{rate} of {len(data)} rows is less than one row", "Give a higher rate or more rows."
         )
     if count > len(eligible):
         which = {"dirty": "have another label than the target", "clean": "have the target label"}.get(mode, "there are")
-        most = int(1e4 * len(eligible) / len(data)) / 1e4
+        most = int(1e4 * len(eligible) / (len(data) + keep * len(eligible))) / 1e4
         raise UsageError(
             "--rate",
-            f"{rate} of {len(data)} rows is {count}, but only {len(eligible)} {which}{more}",
+            f"{rate} of {len(data) + keep * count} rows is {count}, but only {len(eligible)} {which}{more}",
             f"Give at most {most}." if most else "Give other data.",
         )
     return count
