@@ -15,7 +15,7 @@ import pytest
 
 import purify_cli
 import tiny
-from purify_cli import cli, environment
+from purify_cli import cli, environment, terminal
 from purify_cli.cli import ExitCode, main
 from purify_cli.errors import CheckpointError, Interrupted, OutputError
 from purify_cli.results import (
@@ -343,12 +343,12 @@ def test_color_only_where_somebody_sees_it(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    assert cli._has_color(Terminal())  # type: ignore[arg-type]
+    assert terminal.has_color(Terminal())  # type: ignore[arg-type]
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not cli._has_color(Terminal())  # type: ignore[arg-type]
+    assert not terminal.has_color(Terminal())  # type: ignore[arg-type]
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
-    assert not cli._has_color(Terminal())  # type: ignore[arg-type]
+    assert not terminal.has_color(Terminal())  # type: ignore[arg-type]
 
 
 def test_methods_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -556,8 +556,8 @@ def test_progress_is_shown_where_somebody_can_see_it() -> None:
     pty = pytest.importorskip("pty")
     script = (
         "import sys\n"
-        "from purify_cli import cli\n"
-        "with cli._progress(cli.Common(quiet='--quiet' in sys.argv)) as show:\n"
+        "from purify_cli import terminal\n"
+        "with terminal.progress('--quiet' in sys.argv) as show:\n"
         "    show('training', 3, 10)\n"
         "    show('[red]hostile\\x1b]0;x\\x07', 1, 2)\n"
     )

@@ -1,4 +1,4 @@
-"""The command line: parse, call, render, exit. The only place that prints, and the only one that knows exit codes.
+"""The command line: parse, call, render, exit. The only place that knows exit codes.
 
 Nothing here loads torch, transformers or datasets before a command runs: `purify --help` must be quick.
 """
@@ -10,25 +10,23 @@ import errno
 import inspect
 import logging
 import os
-import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 
 import typer
 
-from purify_cli import __version__, catalogue, default_out
-from purify_cli.errors import Interrupted, OutputError, PurifyError, UsageError
+from purify_cli import __version__, catalogue, default_out, terminal
+from purify_cli.errors import Interrupted, PurifyError, UsageError
 from purify_cli.reports.escape import escape
 
 if TYPE_CHECKING:
@@ -250,7 +248,7 @@ def _scan(
     outcome = result.verdict.outcome
     codes = {"pass": ExitCode.DONE, "fail": ExitCode.FAIL, "inconclusive": ExitCode.INCONCLUSIVE}
     if fail_on is FailOn.never and outcome != "pass":
-        _say(f"the verdict is {outcome}; the exit code is 0 because of --fail-on never")
+        terminal.say(f"the verdict is {outcome}; the exit code is 0 because of --fail-on never")
         return ExitCode.DONE
     if fail_on is FailOn.inconclusive and outcome != "pass":
         return ExitCode.FAIL
@@ -507,10 +505,10 @@ def _methods(
     from purify_cli.commands.methods import methods
     from purify_cli.reports import listing
 
-    _check_output(output, force, ())
+    terminal.check_output(output, force, ())
     found = methods()
-    width, color = _paper(output)
-    _deliver(
+    width, color = terminal.paper(output)
+    terminal.deliver(
         listing.methods_json(found) if format is Format.json else listing.methods_table(found, width, color), output
     )
     return ExitCode.DONE
@@ -520,13 +518,13 @@ def _show_settings(kind: Kind, names: Sequence[str], common: Common) -> int:
     from purify_cli.commands.methods import method_help
     from purify_cli.reports import listing
 
-    _check_output(common.output, common.force, ())
-    _hush(common.verbose, online=False)
+    terminal.check_output(common.output, common.force, ())
+    terminal.hush(common.verbose, online=False)
     with contextlib.redirect_stdout(sys.stderr):
         helps = [method_help(kind, name) for name in names]
-    width, color = _paper(common.output)
+    width, color = terminal.paper(common.output)
     text = listing.settings_json(helps) if common.format is Format.json else listing.settings_table(helps, width, color)
-    _deliver(text, common.output)
+    terminal.deliver(text, common.output)
     return ExitCode.DONE
 
 
@@ -556,13 +554,13 @@ def _run(work: Callable[[Run], _Result], common: Common, inputs: Sequence[str | 
     if common.quiet and common.verbose:
         raise UsageError("--quiet", "does not go with --verbose", "Leave one of them out")
     places = [place for place in inputs if place is not None]
-    _check_output(common.output, common.force, places)
+    terminal.check_output(common.output, common.force, places)
     online = any(place.startswith("hf://") for place in places)
-    _hush(common.verbose, online=online)
+    terminal.hush(common.verbose, online=online)
 
     started, clock = datetime.now(UTC), time.perf_counter()
     # Libraries print; what they print is no result.
-    with contextlib.redirect_stdout(sys.stderr), _progress(common) as progress:
+    with contextlib.redirect_stdout(sys.stderr), terminal.progress(common.quiet) as progress:
         device = environment.prepare(device=common.device, threads=common.threads)
         run = Run(
             seed=common.seed,
@@ -586,9 +584,9 @@ def _run(work: Callable[[Run], _Result], common: Common, inputs: Sequence[str | 
     else:
         from purify_cli.reports.table import render as render_table
 
-        width, color = _paper(common.output)
+        width, color = terminal.paper(common.output)
         text = render_table(report, width, color)
-    _deliver(text, common.output)
+    terminal.deliver(text, common.output)
     return result
 
 
@@ -606,146 +604,6 @@ class _Arguments:
 
 
 _ARGUMENTS = _Arguments()
-
-
-def _hush(verbose: bool, online: bool) -> None:
-    """Keeps libraries quiet, and off the network unless an input is on the hub. Must come before they are imported."""
-    settings = {
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-        "DATASETS_VERBOSITY": "error",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }
-    os.environ.update(settings)
-    if not online:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        os.environ["HF_DATASETS_OFFLINE"] = "1"
-    if verbose:
-        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
-        logging.getLogger("purify_cli").setLevel(logging.DEBUG)
-    else:
-        logging.lastResort = None
-        warnings.simplefilter("ignore")
-
-
-@contextlib.contextmanager
-def _progress(common: Common) -> Iterator[Callable[[str, int, int], None]]:
-    """Progress bars on stderr, one a stage, where somebody can see them."""
-    if common.quiet or not _is_terminal(sys.stderr):
-        yield lambda stage, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True, no_color=not _has_color(sys.stderr))
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bars:
-        # Before the first step, libraries and weights are loaded: seconds in which something should move.
-        starting: list[TaskID] = [bars.add_task("starting", total=None)]
-        stages: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            while starting:
-                bars.remove_task(starting.pop())
-            if stage not in stages:
-                stages[stage] = bars.add_task(escape(stage, limit=40), total=total or None)
-            bars.update(stages[stage], completed=done, total=total or None)
-            if total and done >= total:
-                bars.remove_task(stages.pop(stage))
-
-        yield show
-
-
-# --- paper ------------------------------------------------------------------------------------------------------------
-
-
-def _is_terminal(stream: IO[str]) -> bool:
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def _has_color(stream: IO[str]) -> bool:
-    return _is_terminal(stream) and not os.environ.get("NO_COLOR")
-
-
-def _paper(output: Path | None) -> tuple[int, bool]:
-    """Width and color of what the table is drawn on."""
-    if output is not None:
-        return 80, False
-    return shutil.get_terminal_size((80, 24)).columns, _has_color(sys.stdout)
-
-
-def _check_output(output: Path | None, force: bool, inputs: Sequence[str]) -> None:
-    """Before any long work: --output must be a place that can be written, and none that is in use."""
-    if output is None:
-        return
-    if output.is_dir():
-        raise OutputError(f"--output {output}", "is a folder", "Name a file")
-    if not output.parent.is_dir():
-        raise OutputError(f"--output {output}", "its folder does not exist", f"Make it: mkdir -p {output.parent}")
-    if output.is_file() and not force:
-        raise OutputError(f"--output {output}", "exists already", "Choose another name, or replace it with --force")
-    target = output.resolve()
-    for place in inputs:
-        if not place.startswith("hf://") and Path(place).exists() and target.is_relative_to(Path(place).resolve()):
-            raise OutputError(f"--output {output}", f"lies inside the input {place}", "Choose a place outside of it")
-
-
-def _deliver(text: str, output: Path | None) -> None:
-    """Writes the result to stdout, or whole and at once to a file.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    if output is None:
-        try:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # Who closed the pipe has read enough; the exit code still tells the verdict.
-            _drop(sys.stdout)
-        except OSError as error:
-            _drop(sys.stdout)
-            raise OutputError("stdout", f"cannot be written: {error.strerror}") from error
-        return
-    try:
-        if output.exists() and not output.is_file():  # a device or a named pipe: nothing to rename over
-            output.write_text(text, encoding="utf-8")
-            return
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
-            os.replace(temporary, output)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise OutputError(f"--output {output}", f"cannot be written: {error.strerror}") from error
-
-
-def _drop(stream: IO[str]) -> None:
-    """Points a stream that nobody reads at nothing, so that the interpreter's last flush is quiet."""
-    with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-
-
-def _say(line: str) -> None:
-    """One line on stderr."""
-    text = escape(" ".join(line.split()))
-    try:
-        print(f"purify: {text}", file=sys.stderr, flush=True)  # noqa: T201
-    except OSError:
-        _drop(sys.stderr)
 
 
 # --- the edge ---------------------------------------------------------------------------------------------------------
@@ -781,27 +639,27 @@ def _explain(error: BaseException, verbose: bool) -> int:
             sys.stdout.flush()
         return error.exit_code
     if isinstance(error, Interrupted):
-        _say(f"interrupted: {error.kept}")
+        terminal.say(f"interrupted: {error.kept}")
         return ExitCode.INTERRUPTED
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        _say("interrupted: nothing was written; run the same command again")
+        terminal.say("interrupted: nothing was written; run the same command again")
         return ExitCode.INTERRUPTED
     if isinstance(error, PurifyError):
         if verbose:
             logging.getLogger(__name__).debug("raised here", exc_info=error)
-        _say(f"error: {error}")
+        terminal.say(f"error: {error}")
         return ExitCode.BAD_INPUT
     if callable(message := getattr(error, "format_message", None)):  # typer's own: an option that it does not know
         context = getattr(error, "ctx", None)
         path = getattr(context, "command_path", "purify")
         problem = str(message()).replace("Value error, ", "").rstrip(".")
-        _say(f"error: {problem}. See: {path} --help")
+        terminal.say(f"error: {problem}. See: {path} --help")
         return ExitCode.BAD_INPUT
     if isinstance(error, BrokenPipeError):
-        _drop(sys.stdout)
+        terminal.drop(sys.stdout)
         return ExitCode.DONE
     if isinstance(error, OSError) and error.errno in _REFUSED:
-        _say(f"error: {error.filename or 'the system'}: {error.strerror}")
+        terminal.say(f"error: {error.filename or 'the system'}: {error.strerror}")
         return ExitCode.BAD_INPUT
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else ExitCode.OUR_FAULT
@@ -815,7 +673,7 @@ def _our_fault(error: BaseException, verbose: bool) -> int:
             print(escape(text, keep="\n"), file=sys.stderr)  # noqa: T201
     place = _keep_traceback(text)
     where = f"the traceback lies in {place}" if place else "run it with --verbose to see the traceback"
-    _say(f"a fault of ours: {type(error).__name__}: {str(error)[:200]}; {where}")
+    terminal.say(f"a fault of ours: {type(error).__name__}: {str(error)[:200]}; {where}")
     return ExitCode.OUR_FAULT
 
 
