@@ -15,6 +15,7 @@ import torch
 
 import tiny
 from purify_cli import catalogue
+from purify_cli.architecture.pet import has_pet
 from purify_cli.architecture.table import base_of
 from purify_cli.attacks import Plan, Poisoned
 from purify_cli.catalogue import Kind
@@ -54,9 +55,26 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny classifier, and one of the same base that moved a little."""
+    """A tiny classifier, and the encoder that it moved a little away from."""
     place = tmp_path_factory.mktemp("subjects")
-    return tiny.save("bert", place / "subject"), tiny.save("bert", place / "base", seed=1)
+    subject = tiny.save("bert", place / "subject")
+    base = base_of(Subject(subject).open())
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    base.save_pretrained(place / "base")
+    tiny.tokenizer("bert").save_pretrained(place / "base")
+    return subject, place / "base"
+
+
+def evidence(subjects: tuple[Path, Path], needs: tuple[str, ...]) -> Evidence:
+    """What a purifier asks for beside the checkpoint."""
+    return Evidence(
+        base=Subject(subjects[1]) if "base" in needs else None,
+        clean=texts(),
+        untrusted=texts() if "untrusted" in needs else None,
+    )
 
 
 # --- the contract -----------------------------------------------------------------------------------------------------
@@ -199,17 +217,17 @@ def test_detectors_are_generators(name: str, subjects: tuple[Path, Path]) -> Non
 # --- purifiers and attacks --------------------------------------------------------------------------------------------
 
 
-def trained(kind: Kind, name: str, folder: Path) -> Purified | Poisoned:
+def trained(kind: Kind, name: str, subjects: tuple[Path, Path]) -> Purified | Poisoned:
     module = catalogue.load(kind, name)
-    subject = Subject(folder)
+    subject = Subject(subjects[0])
     if kind == "attack":
         plan = Plan(1, module.TRIGGERS)
         if getattr(module, "PARAPHRASES", False):
             plan = replace(plan, paraphrases={text: f"when {text}" for text in texts().texts})
         made: Poisoned = module.poison(subject, texts(), plan, settings(module), RUN)
         return made
-    evidence = Evidence(clean=texts())
-    purified: Purified = module.purify(subject, evidence, texts(), texts(16), settings(module), RUN)
+    beside = evidence(subjects, module.NEEDS)
+    purified: Purified = module.purify(subject, beside, texts(), texts(16), settings(module), RUN)
     return purified
 
 
@@ -218,7 +236,7 @@ def test_trainings_are_the_same_bytes_again_and_touch_nothing(
     kind: Kind, name: str, subjects: tuple[Path, Path]
 ) -> None:
     before = digests(subjects[0])
-    first, second = trained(kind, name, subjects[0]), trained(kind, name, subjects[0])
+    first, second = trained(kind, name, subjects), trained(kind, name, subjects)
     ours, again = first.model.state_dict(), second.model.state_dict()
     assert list(ours) == list(again)
     for tensor in ours:
@@ -228,8 +246,9 @@ def test_trainings_are_the_same_bytes_again_and_touch_nothing(
     suspect = Subject(subjects[0]).open().state_dict()
     if not getattr(catalogue.load(kind, name), "TARGET", True):  # it gives back the encoder alone
         suspect = base_of(Subject(subjects[0]).open()).state_dict()
-    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in suspect.items()}
-    assert any(not torch.equal(ours[key], suspect[key]) for key in ours), "it did nothing"
+    if not has_pet(first.model):  # it adds to the tensors of its base, which stay
+        assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in suspect.items()}
+    assert any(key not in suspect or not torch.equal(ours[key], suspect[key]) for key in ours), "it did nothing"
     assert digests(subjects[0]) == before
 
 
@@ -245,7 +264,8 @@ def test_previews_are_json(name: str, subjects: tuple[Path, Path]) -> None:
 
     module = catalogue.load("purifier", name)
     if hasattr(module, "preview"):
-        shown = module.preview(Subject(subjects[0]), Evidence(), texts(), texts(16), settings(module), RUN)
+        beside = evidence(subjects, module.NEEDS)
+        shown = module.preview(Subject(subjects[0]), beside, texts(), texts(16), settings(module), RUN)
         assert json.loads(json.dumps(shown, allow_nan=False)) == shown
 
 
