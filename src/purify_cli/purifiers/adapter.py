@@ -1,0 +1,89 @@
+"""An adapter alone on poisoned data: a baseline of MuScleLoRA, less capacity and nothing else.
+
+Zhu et al. (NeurIPS 2022) find that parameter-efficient tuning learns a backdoor later than the task; Wu et al. (ACL
+2024, MuScleLoRA, table 1) take it for a baseline. The sequential modules of Houlsby et al. (ICML 2019), a frozen base,
+a new classifier, trained on the untrusted texts. Claim there: SST-2 and BERT-base, ASR 45 to 88 where all weights
+together have 77 to 100.
+
+Needs a trustworthy base and the untrusted training texts; the clean ones say what the labels are and are not trained
+on. Raises what the training raises; DataError for untrusted texts of one class. Cost: one training, no gradient of the
+base. The result is an adapter's folder beside its base, as such modules cannot be merged.
+
+Where we differ: the released code starts its modules from a normal of 0.01, ours as adapter-bert, almost at nothing.
+The classifier learns, and the pooler under it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from purify_cli.data.texts import Texts
+from purify_cli.purifiers import Purified
+from purify_cli.run import Run
+from purify_cli.training.untrusted import fit_adapter
+
+if TYPE_CHECKING:
+    from purify_cli.subject import Evidence, Subject
+
+SUMMARY = "train sequential modules on the untrusted texts, the base frozen: a baseline of MuScleLoRA"
+NEEDS: tuple[str, ...] = ("clean", "untrusted")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The paper's, for encoders."""
+
+    bottleneck: int = field(
+        default=8, metadata={"help": "width of a module", "range": ">= 1", "source": "MuScleLoRA, B.4"}
+    )
+    positions: Literal["ffn", "both"] = field(
+        default="both",
+        metadata={
+            "help": "behind the feed-forward part only, or behind the attention too",
+            "range": "ffn|both",
+            "source": "MuScleLoRA, released code",
+        },
+    )
+    epochs: int = field(
+        default=10,
+        metadata={
+            "help": "times through the untrusted texts",
+            "range": ">= 1",
+            "source": "MuScleLoRA, B.4; decoders 5",
+        },
+    )
+    learning_rate: float = field(
+        default=2e-5,
+        metadata={"help": "highest of AdamW", "range": "> 0", "source": "MuScleLoRA, B.4; decoders 1e-5"},
+    )
+    batch_size: int = field(
+        default=32, metadata={"help": "texts a step", "range": ">= 1", "source": "MuScleLoRA, B.4; decoders 16"}
+    )
+    warmup: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of the steps in which the learning rate rises",
+            "range": "0..0.9",
+            "source": "MuScleLoRA, released code",
+        },
+    )
+    weight_decay: float = field(
+        default=0.0,
+        metadata={"help": "of AdamW, on matrices only", "range": ">= 0", "source": "MuScleLoRA, released code"},
+    )
+
+
+def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, settings: Settings, run: Run) -> Purified:
+    """Train on the untrusted texts; see the module's docstring.
+
+    Args:
+        subject: an encoder or a decoder that is trusted, or a classifier whose encoder is used.
+        evidence: its `untrusted` is what is trained on.
+        train: clean texts, for the labels.
+        dev: not used.
+        settings: see there.
+        run: seed, device, max_length, progress and state.
+    """
+    form = f"sequential:bottleneck={settings.bottleneck},positions={settings.positions}"
+    return Purified(*fit_adapter(subject, evidence, train, form, settings, run))
