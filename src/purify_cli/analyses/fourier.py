@@ -210,7 +210,8 @@ def frequency_measures(answers: Tensor, truth: Tensor, low_answers: Tensor, low_
     """
 
     def norm(rows: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(rows, dim=-1).mean(dim=-1)
+        mean: Tensor = torch.linalg.vector_norm(rows, dim=-1).mean(dim=-1)
+        return mean
 
     def error(part: Tensor, wanted: Tensor) -> list[float | None]:
         lengths, distances = norm(wanted).tolist(), norm(part - wanted).tolist()
