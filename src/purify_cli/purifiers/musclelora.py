@@ -38,7 +38,7 @@ Where we differ from paper or released code, and why:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -270,7 +270,7 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
     """
     chosen = numbers(settings, subject.family)
     untrusted = untrusted_texts(evidence, train)
-    auxiliary = _auxiliary(untrusted, train, settings, run)
+    auxiliary = _auxiliary(subject.labels or train.label_names or (), untrusted, train, settings, run)
     model = open_base(subject, train, run)
     layer, place = penultimate_linear(model)
     width = int(subject.config[subject.family.width_key])
@@ -307,16 +307,15 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
     return Purified(merge_low_rank(model), report)
 
 
-def _auxiliary(untrusted: Texts, clean: Texts, settings: Settings, run: Run) -> Texts:
-    """The clean texts to align to.
+def _auxiliary(names: Sequence[str], untrusted: Texts, clean: Texts, settings: Settings, run: Run) -> Texts:
+    """The clean texts to align to; `names` are those of the labels, as far as they have any.
 
     Raises:
         DataError: the untrusted texts have a class that the clean ones lack.
     """
     lacking = sorted(set(untrusted.labels or ()) - set(clean.labels or ()))
     if lacking and settings.alignment:
-        names = clean.label_names
-        shown = ", ".join(str(label) if names is None else names[int(label)] for label in lacking[:5])
+        shown = ", ".join(names[int(label)] if label < len(names) else str(label) for label in lacking[:5])
         raise DataError(
             clean.path or "--clean",
             f"has no text of the label {shown}, which the untrusted texts have",
