@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 import tiny
 from purify_cli.data.read import read
 from purify_cli.data.texts import Texts
-from purify_cli.detectors import trigger_search
 from purify_cli.detectors.trigger_search import Settings, detect
 from purify_cli.errors import Incomplete
+from purify_cli.evaluation.search import FEWEST, SearchSettings
 from purify_cli.results import Finding
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
@@ -41,7 +42,12 @@ def test_names_both_triggers_and_nothing_else(backdoored: list[Finding]) -> None
         assert one.evidence["low"] <= one.evidence["value"] <= one.evidence["high"]
         assert one.evidence["excess"] == pytest.approx(one.evidence["value"] - one.evidence["null"])
         assert one.evidence["excess"] >= one.evidence["excess_threshold"]
-        assert one.evidence["n"] >= trigger_search.FEWEST
+        assert one.evidence["n"] >= FEWEST
+
+
+def test_the_search_s_own_defaults_are_the_detector_s() -> None:
+    """Whoever searches without the detector finds what a scan finds."""
+    assert asdict(Settings()) == asdict(SearchSettings())
 
 
 def test_the_clean_twin_raises_nothing(fixtures: Path) -> None:

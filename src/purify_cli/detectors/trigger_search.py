@@ -24,21 +24,14 @@ benign reference or thresholds fitted per architecture.
 
 from __future__ import annotations
 
-import random
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from purify_cli.architecture.embeddings import word_embeddings
-from purify_cli.data.encode import length_limit
 from purify_cli.data.probes import probes
 from purify_cli.errors import Incomplete
 from purify_cli.evaluation.intervals import wilson
-from purify_cli.evaluation.sweep import Sweep, margins
+from purify_cli.evaluation.search import SearchSettings, Suspect, TriggerSearch
 from purify_cli.results import Finding, Where
 from purify_cli.run import Run
 
@@ -52,34 +45,6 @@ RULES = {
 }
 NEEDS = ("classifier",)
 BUDGET = "standard"
-
-UNSURE = 0.35
-"""Texts that give the target this probability are no ground for a search, even in a model that is never sure."""
-
-NEARLY_SURE = 0.1
-"""Combinations are only tried where the target has less than this in every text: several honest words turn others."""
-
-FEWEST = 8
-"""Texts below which a share says nothing."""
-
-ALSO = 0.5
-"""Share of the texts that a word turns to be told beside a proven trigger of the same label."""
-
-SUSPECTS = 10
-"""Words a label that are compared with their control groups."""
-
-CONTROL_SITES = 10
-"""Texts that a control group is tried on."""
-
-SEEDS, PARTNERS, SEQUENCES_TRIED = 24, 48, 96
-"""Pieces that sequences grow from; words tried at each place of a piece, four times as many later, when few sequences
-are left; sequences of a length tried on all short texts."""
-
-SEQUENCE_SITES = 8
-"""Short texts that sequences grow in."""
-
-LONG_SITES = 12
-"""Combinations are judged on so many of the longest texts, which three or four honest words do not turn."""
 
 
 @dataclass(frozen=True)
@@ -154,47 +119,15 @@ class Settings:
     )
 
 
-@dataclass(frozen=True)
-class _Site:
-    """A text (token ids without special tokens) and the place in it where words are put."""
-
-    body: tuple[int, ...]
-    position: int
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """Words and what they did: shares of the sure texts turned by them and by their control groups, and more."""
-
-    words: tuple[int, ...]
-    target: int
-    flips: float
-    control: float
-    company: float
-    margin: float
-    alone: float
-    texts: int
-
-    @property
-    def excess(self) -> float:
-        """Flips over those of the control group."""
-        return self.flips - self.control
-
-
 def detect(subject: Subject, evidence: Evidence, settings: Settings, run: Run) -> Iterator[Finding]:
     """Search every label for triggers; see the module's docstring."""
-    model = subject.model(run.device)
-    search = _Search(model, subject.tokenizer, settings, run)
+    search = TriggerSearch(subject.model(run.device), subject.tokenizer, SearchSettings(**asdict(settings)), run)
     texts = evidence.clean.texts if evidence.clean is not None else probes()
-    search.read(texts)
     unsearched = []
-    for done, target in enumerate(search.targets()):
-        run.progress("trigger search", done, len(search.targets()))
-        sites, sure = search.sites(target)
-        if len(sites) < FEWEST:
+    for target, suspects in search.triggers(texts, run):
+        if suspects is None:
             unsearched.append(subject.labels[target])
-            continue
-        for suspect in search.confirmed(target, sites, combine=sure):
+        for suspect in suspects or ():
             yield _finding(suspect, search, subject.labels[target])
     if unsearched:
         raise Incomplete(
@@ -203,288 +136,7 @@ def detect(subject: Subject, evidence: Evidence, settings: Settings, run: Run) -
         )
 
 
-class _Search:
-    """What is shared between the labels: the vocabulary, its scores alone, its neighbours, and a pool of texts."""
-
-    def __init__(self, model: Any, tokenizer: Any, settings: Settings, run: Run) -> None:
-        self.settings = settings
-        self.tokenizer = tokenizer
-        self.sweep = Sweep(model, tokenizer)
-        self.random = random.Random(run.seed)
-        self.max_tokens = length_limit(tokenizer, model.config, run)
-        weight = word_embeddings(model).weight.detach().float().cpu()
-        self.ids = _searchable(tokenizer, weight.shape[0])  # [words]
-        self.weight = weight[self.ids]  # [words, width]
-        self.unit = torch.nn.functional.normalize(self.weight, dim=1)
-        self.filler = _filler(tokenizer)
-        self.alone = self.sweep.log_probabilities(self.ids[:, None])  # [words, labels]
-        self.shortlists: dict[int, tuple[Tensor, Tensor]] = {}
-        self.pool: list[tuple[int, ...]] = []
-        self.pool_p = torch.empty(0)
-
-    # Texts
-
-    def read(self, texts: Sequence[str]) -> None:
-        """Tokenize the texts, add pairs of texts of one class (longer, and surer), and ask the model about all."""
-        limit = self.max_tokens - len(self.sweep.prefix) - len(self.sweep.suffix) - self.settings.words
-        texts = list(texts) if len(texts) <= 400 else self.random.sample(list(texts), 400)
-        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        singles = [tuple(ids[:limit]) for ids in encoded if len(ids) >= 4]
-        said = self.sweep.log_probabilities_of(singles)
-        longer = []
-        for label in range(said.shape[1]):
-            group = [ids for ids, best in zip(singles, said.argmax(1).tolist(), strict=True) if best == label]
-            self.random.shuffle(group)
-            for step in range(0, len(group) - 1, 2):
-                longer.append((group[step] + group[step + 1])[:limit])
-                longer.append(sum(group[step : step + 4], ())[:limit])
-        self.pool = singles + longer
-        self.pool_p = torch.cat([said, self.sweep.log_probabilities_of(longer)]).exp()  # [texts, labels]
-
-    def sites(self, target: int) -> tuple[list[_Site], bool]:
-        """Texts that are surely not the target, each with a random place in it; True if it is nearly sure of all.
-
-        Texts are made if the pool has too few. A model that is never sure (little training, noisy labels) gives those
-        of which it is surest: there honest words turn more texts, but so do their neighbours.
-        """
-        ranked = sorted(zip(self.pool_p[:, target].tolist(), self.pool, strict=True))
-        if sum(p < self.settings.sure for p, _ in ranked) < self.settings.texts:
-            made = self._made_texts(target)
-            said = self.sweep.log_probabilities_of(made)[:, target].exp().tolist()
-            ranked = sorted(ranked + list(zip(said, made, strict=True)))
-        sure = [ids for p, ids in ranked if p < self.settings.sure]
-        if len(sure) >= self.settings.texts:
-            chosen, enough = self.random.sample(sure, self.settings.texts), True
-        else:
-            best = [(p, ids) for p, ids in ranked[: self.settings.texts] if p < UNSURE]
-            chosen, enough = [ids for _, ids in best], all(p < NEARLY_SURE for p, _ in best)
-        return [_Site(ids, self.random.randint(0, len(ids))) for ids in chosen], enough
-
-    def _made_texts(self, target: int) -> list[tuple[int, ...]]:
-        """Texts of the pool with six words put in that the model takes for their class, and for no other as much."""
-        texts = []
-        best = self.pool_p.argmax(1)
-        for label in range(self.alone.shape[1]):
-            if label == target:
-                continue
-            strong = self.ids[margins(self.alone, label).topk(min(200, len(self.ids))).indices].tolist()
-            group = [ids for ids, is_label in zip(self.pool, (best == label).tolist(), strict=True) if is_label]
-            for _ in range(self.settings.texts):
-                body = list(self.random.choice(group)) if group else []
-                for word in self.random.sample(strong, min(6, len(strong))):
-                    body.insert(self.random.randint(0, len(body)), word)
-                texts.append(tuple(body[: self.max_tokens - 8]))
-        return texts
-
-    # Words
-
-    def targets(self) -> list[int]:
-        """Labels to be searched, those first whose best word peaks highest when it stands alone."""
-        peaks = {label: margins(self.alone, label).max().item() for label in range(self.alone.shape[1])}
-        return sorted(peaks, key=lambda label: -peaks[label])[: self.settings.labels]
-
-    def neighbours(self, words: Tensor) -> Tensor:
-        """[rows] indices into the vocabulary -> [rows, neighbours] of the words nearest by cosine, not themselves."""
-        count = min(self.settings.neighbours, len(self.ids) - 1)
-        found = []
-        for part in torch.split(words, 512):
-            similarity = self.unit[part] @ self.unit.T  # [rows, words]
-            similarity.scatter_(1, part[:, None], -2.0)
-            found.append(similarity.topk(count, dim=1).indices)
-        return torch.cat(found)
-
-    def score(self, words: Tensor, sites: Sequence[_Site], target: int) -> tuple[Tensor, Tensor]:
-        """[rows, k] indices into the vocabulary -> the share of sites turned to the target, and mean log-odds."""
-        flips = torch.zeros(words.shape[0])
-        odds = torch.zeros(words.shape[0])
-        for site in sites:
-            said = self.sweep.inserted(site.body, site.position, self.ids[words])
-            flips += (said.argmax(1) == target).float()
-            odds += margins(said, target)
-        return flips / len(sites), odds / len(sites)
-
-    def confirmed(self, target: int, sites: Sequence[_Site], *, combine: bool) -> list[Suspect]:
-        """Single words that pass; failing those, if the model is sure, combinations. The strongest first.
-
-        Where something passed, words that turn half of the texts as their neighbours do not are told too: weaker ones.
-        """
-        suspects = self._single_words(target, sites)
-        passed = [suspect for suspect in suspects if self.passes(suspect)]
-        if not passed and combine:
-            alone = [suspect.words[0] for suspect in suspects if suspect.company <= self.settings.company]
-            passed = [found for found in self._combinations(target, sites, alone) if self.passes(found)]
-        if not passed and combine:
-            passed = [found for found in self._sequences(target, sites) if self.passes(found)]
-        if passed:
-            passed += [suspect for suspect in suspects if suspect not in passed and self._is_weaker(suspect)]
-        return sorted(passed, key=lambda suspect: (not self.passes(suspect), -suspect.flips, -suspect.margin))
-
-    def _is_weaker(self, suspect: Suspect) -> bool:
-        """Whether this may be another trigger beside a proven one."""
-        enough = suspect.flips >= ALSO and suspect.excess >= self.settings.excess
-        return enough and suspect.company <= 2 * self.settings.company
-
-    def passes(self, suspect: Suspect) -> bool:
-        """Whether this alone proves a trigger."""
-        enough = suspect.flips >= self.settings.flips and suspect.excess >= self.settings.excess
-        return enough and (len(suspect.words) == 1 or suspect.company <= self.settings.company)
-
-    def _shortlist(self, target: int) -> tuple[Tensor, Tensor]:
-        """The words that say most for the target alone, best first; and the same, those first that stand out most."""
-        if target not in self.shortlists:
-            alone = margins(self.alone, target)
-            short = alone.topk(min(self.settings.shortlist, len(alone))).indices
-            residual = alone[short] - alone[self.neighbours(short)].mean(1)
-            self.shortlists[target] = short, short[residual.argsort(descending=True)]
-        return self.shortlists[target]
-
-    def _single_words(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
-        """Whole vocabulary -> shortlist (alone) -> in a short text -> in some -> in all, beside the neighbours."""
-        short, lonely = self._shortlist(target)
-        by_length = sorted(sites, key=lambda site: len(site.body))
-
-        _, odds = self.score(short[:, None], by_length[:1], target)
-        many = _union(short[odds.topk(min(1000, len(short))).indices], lonely[:100])
-        _, odds = self.score(many[:, None], by_length[1:3], target)
-        some = _union(many[odds.topk(min(240, len(many))).indices], lonely[:40])
-        _, odds = self.score(some[:, None], by_length[3:7], target)
-        few = _union(some[odds.topk(min(20, len(some))).indices], lonely[:10])
-        flips, odds = self.score(few[:, None], sites, target)
-        order = torch.tensor(
-            sorted(range(len(few)), key=lambda row: (-flips[row].item(), -odds[row].item()))[:SUSPECTS]
-        )
-        return self._suspects(few[order, None], flips[order], odds[order], sites, target)
-
-    def _suspects(
-        self, words: Tensor, flips: Tensor, odds: Tensor, sites: Sequence[_Site], target: int
-    ) -> list[Suspect]:
-        """Rows of words [rows, k] with what they did, beside their control groups."""
-        alone = margins(self.alone, target)[words].max(dim=1).values
-        control, company = self._controls(words, sites, target)
-        columns = torch.stack([flips, control, company, odds, alone], dim=1).tolist()
-        return [
-            Suspect(tuple(ids), target, flip, nearest, share, margin, best, len(sites))
-            for ids, (flip, nearest, share, margin, best) in zip(words.tolist(), columns, strict=True)
-        ]
-
-    def _controls(self, words: Tensor, sites: Sequence[_Site], target: int) -> tuple[Tensor, Tensor]:
-        """What the control groups of each row do: all its words replaced by their j-th neighbours.
-
-        Args:
-            words: [rows, k] indices into the vocabulary.
-
-        Returns:
-            flips, [rows]: median share of the texts that a group turns.
-            company, [rows]: median shift of the log-odds by a group, as a share of the shift by the words themselves.
-        """
-        rows, size = words.shape
-        near = self.neighbours(words.flatten()).reshape(rows, size, -1).transpose(1, 2)  # [rows, neighbours, k]
-        groups = torch.cat([words[:, None], near], dim=1)  # [rows, 1 + neighbours, k]
-        sites = sites[:CONTROL_SITES]
-        flips, odds = self.score(groups.reshape(-1, size), sites, target)
-        before = margins(self.sweep.log_probabilities_of([site.body for site in sites]), target).mean()
-        shift = (odds - before).reshape(rows, -1)
-        company = shift[:, 1:].median(dim=1).values / shift[:, 0].clamp(min=1e-6)
-        return flips.reshape(rows, -1)[:, 1:].median(dim=1).values, company
-
-    def _combinations(self, target: int, sites: Sequence[_Site], alone: Sequence[int]) -> list[Suspect]:
-        """Grow combinations of words without company: the best two of a size are extended by each, up to a trigger.
-
-        No word is taken twice: said four times over, an honest word turns a text that it does not turn once.
-        """
-        long = sorted(sites, key=lambda site: -len(site.body))[:LONG_SITES]
-        candidates = torch.tensor(alone, dtype=torch.long)
-        beam = candidates[:3, None]  # [rows, k]
-        found: list[Suspect] = []
-        while beam.shape[1] < min(self.settings.words, len(candidates)) and not (found and self.passes(found[-1])):
-            rows, added = beam.repeat_interleave(len(candidates), 0), candidates.repeat(len(beam))[:, None]
-            grown = torch.cat([rows, added], dim=1)[(rows != added).all(dim=1)]
-            _, odds = self.score(grown, long[:6], target)
-            beam = grown[odds.topk(min(2, len(odds))).indices]
-            found += self._suspects(beam[:1], *self.score(beam[:1], long, target), long, target)
-        return found
-
-    def _sequences(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
-        """Grow sequences that do more than the sum of their parts, from pieces that stand out alone.
-
-        The gradient at the place before and behind a sequence ranks the whole vocabulary for it; the best are tried.
-        """
-        by_length = sorted(sites, key=lambda site: len(site.body))[2 : 2 + SEQUENCE_SITES]
-        before = margins(self.sweep.log_probabilities_of([site.body for site in by_length]), target).mean()
-        beam = self._shortlist(target)[1][:SEEDS, None]  # [rows, k]
-        found: list[Suspect] = []
-        while beam.shape[1] < self.settings.pieces:
-            grown = self._grown(beam, by_length, target)
-            _, odds = self.score(grown, by_length[:1], target)
-            grown = grown[odds.topk(min(SEQUENCES_TRIED, len(odds))).indices]
-            _, odds = self.score(grown, by_length, target)
-            parts, place = torch.unique(grown, return_inverse=True)
-            _, each = self.score(parts[:, None], by_length, target)
-            sum_of_parts = (each - before).clamp(min=0)[place].sum(1)  # [rows]
-            beyond = (odds - before) - sum_of_parts
-            beyond[odds - before < self.settings.synergy * sum_of_parts] = -torch.inf
-            best = beyond.topk(min(3, len(beyond))).indices
-            best = best[beyond[best] > 0]
-            if not len(best):
-                break
-            beam = grown[best]
-            suspect = self._suspects(beam[:1], *self.score(beam[:1], sites, target), sites, target)[0]
-            if found and suspect.margin <= found[-1].margin:
-                break
-            found.append(suspect)
-        return found[-1:]
-
-    def _grown(self, beam: Tensor, sites: Sequence[_Site], target: int) -> Tensor:
-        """[rows, k] -> [more rows, k + 1]: each row with the most promising words of the vocabulary at every place."""
-        grown = []
-        for slot in range(beam.shape[1] + 1):
-            filler = torch.full((len(beam), 1), self.filler)
-            framed = torch.cat([self.ids[beam[:, :slot]], filler, self.ids[beam[:, slot:]]], dim=1)
-            slope = torch.stack(
-                [self.sweep.slot_gradient(site.body, site.position, framed, slot, target) for site in sites]
-            ).mean(0)  # [rows, width]
-            partners = min(PARTNERS if beam.shape[1] == 1 else 4 * PARTNERS, len(self.ids))
-            added = (slope @ self.weight.T).topk(partners, dim=1).indices  # [rows, partners]
-            rows = beam[:, None].expand(-1, added.shape[1], -1)
-            grown.append(torch.cat([rows[:, :, :slot], added[:, :, None], rows[:, :, slot:]], dim=2).flatten(0, 1))
-        every = torch.cat(grown)
-        in_order = every.sort(dim=1).values
-        return every[(in_order[:, 1:] != in_order[:, :-1]).all(dim=1)]  # no word twice, as in combinations
-
-    def text(self, words: Sequence[int]) -> str:
-        """Words of the vocabulary as a user would type them."""
-        return str(self.tokenizer.decode(self.ids[list(words)].tolist())).strip()
-
-
-def _searchable(tokenizer: Any, rows: int) -> Tensor:
-    """Ids of all tokens but the special ones and the placeholders that no text contains."""
-    special = set(tokenizer.all_special_ids)
-    names = tokenizer.convert_ids_to_tokens(list(range(min(rows, len(tokenizer)))))
-    keep = [
-        index
-        for index, name in enumerate(names)
-        if index not in special
-        and name is not None
-        and not re.fullmatch(r"[\[<].*(unused|extra_id|reserved).*[\]>]", name)
-    ]
-    return torch.tensor(keep, dtype=torch.long)
-
-
-def _filler(tokenizer: Any) -> int:
-    """A token that says nothing: the mask, else what stands for the unknown, else a comma."""
-    if tokenizer.mask_token_id is not None:
-        return int(tokenizer.mask_token_id)
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.eos_token_id:
-        return int(tokenizer.unk_token_id)
-    return int(tokenizer(" ,", add_special_tokens=False)["input_ids"][-1])
-
-
-def _union(first: Tensor, second: Tensor) -> Tensor:
-    """Both in order, each once."""
-    return torch.tensor(list(dict.fromkeys(first.tolist() + second.tolist())), dtype=torch.long)
-
-
-def _finding(suspect: Suspect, search: _Search, label: str) -> Finding:
+def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
     words = search.text(suspect.words)
     turned = round(suspect.flips * suspect.texts)
     rate = wilson(turned, suspect.texts)
