@@ -248,7 +248,8 @@ def test_trainings_are_the_same_bytes_again_and_touch_nothing(
         suspect = base_of(Subject(subjects[0]).open()).state_dict()
     if not has_pet(first.model):  # it adds to the tensors of its base, which stay
         assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in suspect.items()}
-    assert any(key not in suspect or not torch.equal(ours[key], suspect[key]) for key in ours), "it did nothing"
+    if first.report.get("rounds") != 0:  # else it says that it found nothing to do
+        assert any(key not in suspect or not torch.equal(ours[key], suspect[key]) for key in ours), "it did nothing"
     assert digests(subjects[0]) == before
 
 

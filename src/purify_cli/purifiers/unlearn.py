@@ -1,0 +1,253 @@
+"""Unlearn: search for triggers, train the model to answer triggered texts as if nothing were in them, search again.
+
+No paper's method; the loop of search and repair is that of adversarial training, with the search of `scan` in the place
+of the attack. Claim: a trigger that the search finds can be trained out directly, since its texts can be made: the
+model is shown what clean fine-tuning never shows it. Rounds follow, for behind a strong trigger stands a weaker one.
+
+Each round trains on two streams, the clean texts x with their labels y, and the same texts with a found trigger t in
+them, drawn for each text among all that were found so far:
+
+    loss = CE(f(x), y) + CE(f(x with t), y)                                  answers = labels
+    loss = KL(f0(x) || f(x)) + KL(f0(x) || f(x with t))                      answers = original
+
+where f0 is the model as it was given. With the second, and for texts without labels always, a triggered text must
+answer like the text without the trigger; labels are not needed.
+
+A trigger is put in at random among the tokens of a text. Of several tokens that were found together half of the texts
+get them as they were found, side by side, and half of them apart.
+
+Needs a classifier, and clean texts. The search is `trigger_search`'s with its default settings, on the clean texts,
+with another seed in each round, so that its texts and places are drawn afresh. Raises what the training raises.
+Cost: a search a round and one before (each about a `scan`), and in each round `epochs` epochs of twice the texts.
+
+What it does not see, it does not remove: syntax and style are no words (see `pure`, `gba`). Where the search finds
+nothing the model is given back as it is. A report whose last search is not clear says what is left.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor, nn
+
+from purify_cli.data.encode import Encoded, encode, length_limit
+from purify_cli.data.texts import Texts
+from purify_cli.errors import UsageError
+from purify_cli.evaluation.predict import predict
+from purify_cli.evaluation.search import SearchSettings, TriggerSearch
+from purify_cli.purifiers import Purified
+from purify_cli.run import Run
+from purify_cli.training.loop import fit
+from purify_cli.training.losses import cross_entropy
+from purify_cli.training.recipe import Batch, Recipe
+
+if TYPE_CHECKING:
+    from purify_cli.subject import Evidence, Subject
+
+SUMMARY = "find triggers as `scan` does and train them out, until a fresh search finds none"
+NEEDS: tuple[str, ...] = ("classifier", "clean")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long, and what triggered texts must answer."""
+
+    rounds: int = field(
+        default=3,
+        metadata={"help": "most rounds of training, each followed by a search", "range": ">= 1", "source": "ours"},
+    )
+    answers: Literal["labels", "original"] = field(
+        default="labels",
+        metadata={
+            "help": "what triggered texts must answer: their labels, or what the model said without the trigger",
+            "range": "labels|original",
+            "source": "ours",
+        },
+    )
+    epochs: int = field(
+        default=1, metadata={"help": "times through the clean texts, a round", "range": ">= 1", "source": "ours"}
+    )
+    learning_rate: float = field(
+        default=5e-5, metadata={"help": "highest learning rate of AdamW", "range": "> 0", "source": "ours, not tuned"}
+    )
+    batch_size: int = field(
+        default=32, metadata={"help": "texts of each stream a step", "range": ">= 1", "source": "ours"}
+    )
+    warmup: float = field(
+        default=0.1,
+        metadata={"help": "share of the steps in which the learning rate rises", "range": "0..0.9", "source": "ours"},
+    )
+    weight_decay: float = field(
+        default=0.0, metadata={"help": "of AdamW, on matrices only", "range": ">= 0", "source": "ours"}
+    )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one search came to.
+
+    Attributes:
+        triggers: token ids of each trigger.
+        told: the same for the report.
+        unsearched: labels for which the model is sure of too few texts, so that nothing was searched for.
+    """
+
+    triggers: tuple[tuple[int, ...], ...]
+    told: tuple[dict[str, Any], ...]
+    unsearched: tuple[str, ...]
+
+
+def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, settings: Settings, run: Run) -> Purified:
+    """Search and train in turn; see the module's docstring.
+
+    Args:
+        subject: a classifier.
+        evidence: not used.
+        train: clean texts; labels where `answers` is "labels".
+        dev: not used.
+        settings: see there.
+        run: seed, device, max_length, progress and state.
+
+    Raises:
+        UsageError: no round to train in.
+    """
+    if settings.rounds < 1:
+        raise UsageError("rounds", f"{settings.rounds!r} is out of range", "Give 1 or more.")
+    model = subject.open(run.device)
+    by_labels = settings.answers == "labels" and train.labels is not None
+    answers = None if by_labels else predict(model, subject.tokenizer, train, run)  # f0(x), [texts, labels]
+    limit = length_limit(subject.tokenizer, model.config, run)
+    found = search(model, subject, train, run, 0)
+    first, triggers, steps, searches = found, found.triggers, 0, [_told(found)]
+    losses: list[list[float]] = []
+    while found.triggers and len(losses) < settings.rounds:
+        number = len(losses) + 1
+        clean, triggered = streams(subject.tokenizer, train, triggers, limit, run.seed + number, by_row=not by_labels)
+        objective = cross_entropy if answers is None else _LikeTheOriginal(answers)
+        recipe = Recipe(
+            objectives={"clean": objective, "triggered": objective},
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            warmup=settings.warmup,
+            identity=f"unlearn round {number}: {triggers}",
+        )
+        trained = fit(model, {"clean": clean, "triggered": triggered}, recipe, run)
+        steps += trained.steps
+        losses.append(list(trained.losses))
+        found = search(model, subject, train, run, number)
+        triggers = tuple(dict.fromkeys((*triggers, *found.triggers)))
+        searches.append(_told(found))
+    report: dict[str, Any] = {
+        "rows": len(train),
+        "rounds": len(losses),
+        "triggers": list(first.told),
+        "searches": searches,
+        "clear": not found.triggers and not found.unsearched,
+        "left": [one["words"] for one in found.told],
+        "unsearched": list(found.unsearched),
+        "answers": "labels" if by_labels else "original",
+        "steps": steps,
+        "losses": losses,
+    }
+    return Purified(model, report)
+
+
+def preview(
+    subject: Subject, evidence: Evidence, train: Texts, dev: Texts, settings: Settings, run: Run
+) -> dict[str, Any]:
+    """The first search alone: what would be trained out."""
+    found = search(subject.open(run.device), subject, train, run, 0)
+    return {
+        "rows": len(train),
+        "triggers": list(found.told),
+        "unsearched": list(found.unsearched),
+        "most_steps": -(-len(train) // settings.batch_size) * settings.epochs * settings.rounds
+        if found.triggers
+        else 0,
+    }
+
+
+def search(model: Any, subject: Subject, texts: Texts, run: Run, number: int) -> Found:
+    """Search a model for triggers as `scan` does, with texts and places drawn by (seed + number)."""
+    model.eval()
+    drawn = replace(run, seed=run.seed + number)
+    looking = TriggerSearch(model, subject.tokenizer, SearchSettings(), drawn)
+    triggers: list[tuple[int, ...]] = []
+    told: list[dict[str, Any]] = []
+    unsearched: list[str] = []
+    for target, suspects in looking.triggers(texts.texts, drawn):
+        if suspects is None:
+            unsearched.append(subject.labels[target])
+        for suspect in suspects or ():
+            triggers.append(tuple(looking.ids[list(suspect.words)].tolist()))
+            told.append(
+                {"words": looking.text(suspect.words), "target": subject.labels[target], "flips": suspect.flips}
+            )
+    return Found(tuple(triggers), tuple(told), tuple(unsearched))
+
+
+def _told(found: Found) -> list[str]:
+    return [one["words"] for one in found.told]
+
+
+def streams(
+    tokenizer: Any, texts: Texts, triggers: Sequence[tuple[int, ...]], limit: int, seed: int, *, by_row: bool
+) -> tuple[Encoded, Encoded]:
+    """The clean texts and the same texts triggered, as token ids.
+
+    Args:
+        tokenizer: of the model.
+        texts: clean texts.
+        triggers: token ids of each; a text draws one.
+        limit: tokens a text, special tokens included; texts are cut short enough for the trigger to fit in.
+        seed: draws triggers and places.
+        by_row: label each text with its number in the file in place of its label.
+    """
+    longest = max(len(trigger) for trigger in triggers)
+    if by_row:
+        texts = texts.with_(labels=tuple(range(len(texts))))
+    clean = encode(tokenizer, texts, limit)
+    special = int(tokenizer.num_special_tokens_to_add(pair=texts.pairs is not None))
+    short = encode(tokenizer, texts, max(limit - longest, min(limit, special + 1)))
+    before, behind = frame(tokenizer)
+    ids: list[tuple[int, ...]] = []
+    types: list[tuple[int, ...]] = []
+    for row, tokens in enumerate(short.ids):
+        rng = random.Random(f"unlearn/{seed}/{row}")
+        trigger = rng.choice(triggers)
+        apart = len(trigger) > 1 and rng.random() < 0.5
+        kinds = None if short.types is None else short.types[row]
+        for piece in [(one,) for one in trigger] if apart else [trigger]:
+            place = rng.randint(min(before, len(tokens)), max(before, len(tokens) - behind))
+            # In a pair, what stands before a token belongs to the same text as the token.
+            kind = () if kinds is None else (kinds[min(place, len(kinds) - 1)],) * len(piece)
+            tokens = (*tokens[:place], *piece, *tokens[place:])
+            kinds = None if kinds is None else (*kinds[:place], *kind, *kinds[place:])
+        ids.append(tokens)
+        types.append(kinds or ())
+    return clean, Encoded(tuple(ids), None if short.types is None else tuple(types), short.labels)
+
+
+def frame(tokenizer: Any) -> tuple[int, int]:
+    """How many special tokens the tokenizer puts before a text, and how many behind it."""
+    framed = tokenizer("a", add_special_tokens=True)["input_ids"]
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    start = next(i for i in range(len(framed) - len(bare) + 1) if framed[i : i + len(bare)] == bare)
+    return start, len(framed) - len(bare) - start
+
+
+class _LikeTheOriginal:
+    """Objective: KL(f0(x) || f(x)), the mean over texts whose label is their row in f0's answers."""
+
+    def __init__(self, answers: Tensor) -> None:
+        self.answers = answers  # [texts, labels] probabilities
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        logits: Tensor = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+        wanted = self.answers.to(logits.device)[batch["labels"]]  # [batch, labels]
+        return nn.functional.kl_div(logits.float().log_softmax(dim=-1), wanted, reduction="batchmean")

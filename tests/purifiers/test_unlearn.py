@@ -1,0 +1,216 @@
+"""Unlearn: what it trains on, its two losses, when it ends, and that the trigger of the fixture is gone after it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from purify_cli.data.encode import collate, padding_id
+from purify_cli.data.read import read
+from purify_cli.data.texts import Texts
+from purify_cli.errors import UsageError
+from purify_cli.evaluation.predict import predict
+from purify_cli.purifiers import unlearn
+from purify_cli.purifiers.unlearn import Found, Settings, _LikeTheOriginal, preview, purify, streams
+from purify_cli.run import Run
+from purify_cli.subject import Evidence, Subject
+
+LINES = ("the movie was good", "a dull plot", "so bad", "very fine and warm")
+TEXTS = Texts("clean.csv", LINES * 8, (1, 0, 0, 1) * 8)
+RUN = Run(max_length=16)
+
+
+def test_the_fixture_s_triggers_are_gone(fixtures: Path) -> None:
+    subject = Subject(fixtures / "backdoored")
+    names = ("negative", "positive")
+    clean = read(str(fixtures / "data" / "clean.csv"), names, option="--clean")
+    poisoned = read(str(fixtures / "data" / "poisoned_test.csv"), names, option="--poisoned")
+
+    def asr(model: Any) -> float:
+        said = predict(model, subject.tokenizer, poisoned, Run()).argmax(dim=1)
+        other = torch.tensor(poisoned.labels) != 1
+        return float((said[other] == 1).float().mean())
+
+    assert asr(subject.open()) > 0.95
+    purified = purify(subject, Evidence(), clean, clean, Settings(learning_rate=1e-3), Run())
+    assert asr(purified.model) < 0.1
+    right = predict(purified.model, subject.tokenizer, clean, Run()).argmax(dim=1) == torch.tensor(clean.labels)
+    assert right.float().mean() > 0.95
+    told = purified.report
+    assert {one["words"] for one in told["triggers"]} == {"cf", "tq"}
+    assert {one["target"] for one in told["triggers"]} == {"positive"}
+    assert told["clear"] is True
+    assert told["left"] == []
+    assert told["searches"][-1] == []
+    assert told["rounds"] == len(told["losses"]) == len(told["searches"]) - 1
+
+
+# --- what it trains on ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
+def test_a_trigger_is_put_between_the_special_tokens(family: str) -> None:
+    tokenizer = tiny.tokenizer(family)
+    trigger = tuple(tokenizer.convert_tokens_to_ids(["cf", "tq"]))
+    clean, triggered = streams(tokenizer, TEXTS, [trigger], 16, 0, by_row=False)
+    assert clean.labels == triggered.labels == TEXTS.labels
+    places, apart = set(), 0
+    for before, after in zip(clean.ids, triggered.ids, strict=True):
+        assert tuple(token for token in after if token not in trigger) == before
+        assert sorted(token for token in after if token in trigger) == sorted(trigger)
+        first = min(after.index(token) for token in trigger)
+        last = max(after.index(token) for token in trigger)
+        apart += last - first > 1
+        places.add((first, last))
+        if family != "gpt2":
+            assert (after[0], after[-1]) == (before[0], before[-1])
+            assert first > 0 and last < len(after) - 1
+    assert len(places) > 4
+    assert 0 < apart < len(clean)
+    assert {first for first, _ in places} >= ({0, 1} if family == "gpt2" else {1, 2})
+
+
+def test_long_texts_are_cut_so_that_the_trigger_fits() -> None:
+    tokenizer = tiny.tokenizer("bert")
+    cf = tokenizer.convert_tokens_to_ids("cf")
+    long = Texts(None, (" ".join(["movie"] * 40),) * 10, (0,) * 10)
+    clean, triggered = streams(tokenizer, long, [(cf,)], 12, 0, by_row=False)
+    assert {len(ids) for ids in clean.ids + triggered.ids} == {12}
+    assert all(cf in ids for ids in triggered.ids)
+
+
+def test_in_pairs_a_trigger_belongs_to_the_text_that_it_stands_in() -> None:
+    tokenizer = tiny.tokenizer("bert")
+    cf = tokenizer.convert_tokens_to_ids("cf")
+    pairs = Texts(None, ("good movie",) * 40, (0,) * 40, pairs=("bad plot",) * 40)
+    _, triggered = streams(tokenizer, pairs, [(cf,)], 16, 0, by_row=False)
+    assert triggered.types is not None
+    seen = set()
+    for ids, types in zip(triggered.ids, triggered.types, strict=True):
+        assert len(ids) == len(types)
+        place = ids.index(cf)
+        assert types[place] == (ids[:place].count(tokenizer.sep_token_id))
+        assert sorted(types) == list(types)
+        seen.add(types[place])
+    assert seen == {0, 1}
+
+
+def test_every_trigger_is_used_and_a_seed_draws_others() -> None:
+    tokenizer = tiny.tokenizer("bert")
+    cf, tq = tokenizer.convert_tokens_to_ids(["cf", "tq"])
+    first, again, other = (streams(tokenizer, TEXTS, [(cf,), (tq,)], 16, seed, by_row=False)[1] for seed in (0, 0, 1))
+    assert first == again
+    assert first.ids != other.ids
+    assert {cf, tq} <= {token for ids in first.ids for token in ids}
+
+
+def test_like_the_original_is_the_divergence_from_its_answers() -> None:
+    """KL(f0(x) || f(x with t)), one number after the other."""
+    tokenizer, model = tiny.tokenizer("bert"), tiny.build("bert", num_labels=3)
+    rng = torch.Generator().manual_seed(0)
+    answers = torch.rand(len(TEXTS), 3, generator=rng).softmax(-1)
+    unlabelled = TEXTS.with_(labels=None)
+    _, triggered = streams(tokenizer, unlabelled, [(50,)], 16, 0, by_row=True)
+    rows = [3, 30, 7]
+    batch = collate(triggered, rows, padding_id(tokenizer))
+    assert batch["labels"].tolist() == rows
+    with torch.no_grad():
+        log_p = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits.log_softmax(-1)
+    expected = 0.0
+    for place, row in enumerate(rows):
+        for label in range(3):
+            wanted = float(answers[row, label])
+            expected += wanted * (math.log(wanted) - float(log_p[place, label])) / 3
+    assert _LikeTheOriginal(answers)(model, batch).item() == pytest.approx(expected, rel=1e-5)
+
+
+# --- rounds -----------------------------------------------------------------------------------------------------------
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, *found: tuple[str, ...]) -> list[tuple[tuple[int, ...], ...]]:
+    """Searches find these words in turn; what each round trains with."""
+    script, used = iter(found), []
+    tokenizer = tiny.tokenizer("bert")
+
+    def search(model: Any, subject: Subject, texts: Texts, run: Run, number: int) -> Found:
+        words = next(script)
+        triggers = tuple((tokenizer.convert_tokens_to_ids(word),) for word in words)
+        return Found(triggers, tuple({"words": word, "target": "positive", "flips": 1.0} for word in words), ())
+
+    def watched(tokenizer: Any, texts: Texts, triggers: Any, limit: int, seed: int, *, by_row: bool) -> Any:
+        used.append(triggers)
+        return streams(tokenizer, texts, triggers, limit, seed, by_row=by_row)
+
+    monkeypatch.setattr(unlearn, "search", search)
+    monkeypatch.setattr(unlearn, "streams", watched)
+    return used
+
+
+@pytest.fixture
+def subject(tmp_path: Path) -> Subject:
+    return Subject(tiny.save("bert", tmp_path / "x"))
+
+
+def test_rounds_go_on_until_nothing_is_found(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what an earlier search found stays in the training."""
+    used = scripted(monkeypatch, ("cf",), ("tq", "cf"), ())
+    report = purify(subject, Evidence(), TEXTS, TEXTS, Settings(), RUN).report
+    cf, tq = ((subject.tokenizer.convert_tokens_to_ids(word),) for word in ("cf", "tq"))
+    assert used == [(cf,), (cf, tq)]
+    assert (report["rounds"], report["clear"], report["left"]) == (2, True, [])
+    assert report["searches"] == [["cf"], ["tq", "cf"], []]
+
+
+def test_the_same_seed_trains_the_same_weights(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, ("cf",), (), ("cf",), ())
+    first, second = (purify(subject, Evidence(), TEXTS, TEXTS, Settings(), RUN).model.state_dict() for _ in range(2))
+    before = subject.open().state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], before[name]) for name in first)
+
+
+def test_the_last_search_says_what_is_left(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, ("cf",), ("cf",), ("tq",))
+    report = purify(subject, Evidence(), TEXTS, TEXTS, Settings(rounds=2), RUN).report
+    assert (report["rounds"], report["clear"], report["left"]) == (2, False, ["tq"])
+
+
+def test_where_nothing_is_found_nothing_changes(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, ())
+    purified = purify(subject, Evidence(), TEXTS, TEXTS, Settings(), RUN)
+    before = subject.open().state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in purified.model.state_dict().items())
+    assert (purified.report["rounds"], purified.report["clear"]) == (0, True)
+
+
+def test_a_label_that_could_not_be_searched_is_not_clear(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unlearn, "search", lambda *rest: Found((), (), ("positive",)))
+    report = purify(subject, Evidence(), TEXTS, TEXTS, Settings(), RUN).report
+    assert (report["clear"], report["unsearched"]) == (False, ["positive"])
+
+
+def test_texts_without_labels_are_held_to_the_original(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, ("cf",), ())
+    unlabelled = TEXTS.with_(labels=None)
+    settings = Settings(learning_rate=1e-9, warmup=0.0)
+    report = purify(subject, Evidence(), unlabelled, unlabelled, settings, RUN).report
+    assert report["answers"] == "original"
+    assert report["losses"][0][0] < 5.0
+
+
+def test_the_preview_searches_and_trains_nothing(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = scripted(monkeypatch, ("cf",))
+    shown = preview(subject, Evidence(), TEXTS, TEXTS, Settings(), RUN)
+    assert [one["words"] for one in shown["triggers"]] == ["cf"]
+    assert shown["most_steps"] == 3
+    assert not used
+
+
+def test_no_rounds_are_wrong_use(subject: Subject) -> None:
+    with pytest.raises(UsageError):
+        purify(subject, Evidence(), TEXTS, TEXTS, Settings(rounds=0), RUN)
