@@ -145,5 +145,5 @@ def test_kept_originals_stay_and_the_rate_is_of_all_rows_then(rate: float) -> No
     for text in added.texts:
         original = " ".join(word for word in text.split() if word not in NAMES)
         assert truth[original] == 0
-    with pytest.raises(UsageError, match="at most 0.3333"):
+    with pytest.raises(UsageError, match=r"at most 0\.3333"):
         poison_rows(DATA, TRIGGERS, 1, 0.4, 0, keep=True)
