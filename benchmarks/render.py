@@ -282,12 +282,32 @@ def help_time(lines: Sequence[Line]) -> str:
     return _table(["`purify --help`, s", "`import torch`, s", "share", "repeats"], rows)
 
 
+def purifiers(lines: Sequence[Line]) -> str:
+    rows = [
+        [
+            _text(line["attack"]),
+            " ".join([_text(line["method"]), *map(_code, line["set"])]),
+            str(line["seed"]),
+            f"{line['before']['cacc']['value']:.3f} / {line['before']['asr']['value']:.3f}",
+            _rate(line["after"]["cacc"]),
+            _rate(line["after"]["rate"]),
+            _rate(line["after"]["floor"]),
+            _rate(line["after"]["excess"], sign=True),
+            f"{line['after']['cacc']['n']} / {line['after']['rate']['n']}",
+        ]
+        for line in _last(lines, lambda line: (line["attack"], line["method"], tuple(line["set"]), line["seed"]))
+    ]
+    heads = ["attack", "method", "seed", "CACC / ASR before", "CACC", "ASR", "floor", "excess", "n (clean / triggered)"]
+    return _table(heads, rows)
+
+
 TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "poison": poison,
     "scan": scan,
     "held_out": scan,
     "pure_dev": pure,
     "pure": pure,
+    "purifiers": purifiers,
     "speed": speed,
     "help": help_time,
     "attacks": attacks,

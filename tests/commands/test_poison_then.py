@@ -148,7 +148,7 @@ def test_in_an_adapter_the_base_stays(request_for: Callable[..., PoisonRequest],
     assert config["base_model_name_or_path"] == str(tmp_path / "encoder")
     assert read_mark(out) is not None
     assert Subject(out).kind == "adapter"
-    assert f"adapter ({form})" in shown(result)[0]
+    assert f"adapter ({form})" in " ".join(shown(result)[0].split())
 
 
 @pytest.mark.parametrize("attack", ["neuba", "por"])
