@@ -190,9 +190,21 @@ def test_a_checkpoint_that_cannot_be_opened(
 
 
 @pytest.mark.parametrize(
-    "breaks", [_no_config, _no_weights, _other_vocabulary, _larger_tokenizer, _no_base, _unknown_architecture,
-               _lost_head, _gguf, _onnx, _tokens, _several_labels],
-)  # fmt: skip
+    "breaks",
+    [
+        _no_config,
+        _no_weights,
+        _other_vocabulary,
+        _larger_tokenizer,
+        _no_base,
+        _unknown_architecture,
+        _lost_head,
+        _gguf,
+        _onnx,
+        _tokens,
+        _several_labels,
+    ],
+)
 def test_a_scan_of_what_cannot_be_judged_is_inconclusive(
     place: Path, capsys: pytest.CaptureFixture[str], breaks: Callable[[], None]
 ) -> None:

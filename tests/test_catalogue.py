@@ -74,11 +74,27 @@ def test_fill_reads_a_value_by_its_type(assignment: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "assignment",
     [
-        "count=0", "count=2.5", "count=x", "count=", "share=1.01", "share=-0.1", "share=nan", "rate=0", "rate=1",
-        "big=0.5", "mode=other", "form=rmsprop", "keep=maybe", "heads=0", "layers=1,12", "layers=1,x", "betas=0.5",
-        "betas=1,2,3", "either=other",
+        "count=0",
+        "count=2.5",
+        "count=x",
+        "count=",
+        "share=1.01",
+        "share=-0.1",
+        "share=nan",
+        "rate=0",
+        "rate=1",
+        "big=0.5",
+        "mode=other",
+        "form=rmsprop",
+        "keep=maybe",
+        "heads=0",
+        "layers=1,12",
+        "layers=1,x",
+        "betas=0.5",
+        "betas=1,2,3",
+        "either=other",
     ],
-)  # fmt: skip
+)
 def test_fill_refuses_what_is_out_of_type_or_range(assignment: str) -> None:
     with pytest.raises(UsageError) as caught:
         catalogue.fill(Sample, [assignment])
@@ -102,8 +118,12 @@ def test_describe_tells_what_set_would_take() -> None:
     described = {setting.name: setting for setting in catalogue.describe(Sample)}
     count = described["count"]
     assert (count.type, count.default, count.range, count.source, count.help) == (
-        "int", "3", ">= 1", "section 2", "how many",
-    )  # fmt: skip
+        "int",
+        "3",
+        ">= 1",
+        "section 2",
+        "how many",
+    )
     assert described["layers"].default == "1,2"
     assert described["heads"].default == "none"
     for setting in described.values():

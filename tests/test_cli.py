@@ -36,7 +36,7 @@ SUBJECT = SubjectSummary("m", None, "classifier", None, None, None, (), ())
 
 
 def _scan(outcome: str) -> ScanResult:
-    verdict = Verdict(outcome, 0.5, "stub", ("because",))  # type: ignore[arg-type]
+    verdict = Verdict(outcome, 0.5, "stub", ("because",))
     return ScanResult(SUBJECT, verdict, (Check("artifact", "clear", "", ("files",), 0.1, 0),), ())
 
 
@@ -343,12 +343,12 @@ def test_color_only_where_somebody_sees_it(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    assert terminal.has_color(Terminal())  # type: ignore[arg-type]
+    assert terminal.has_color(Terminal())
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not terminal.has_color(Terminal())  # type: ignore[arg-type]
+    assert not terminal.has_color(Terminal())
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
-    assert not terminal.has_color(Terminal())  # type: ignore[arg-type]
+    assert not terminal.has_color(Terminal())
 
 
 def test_methods_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -386,8 +386,18 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str
     page = capsys.readouterr().out
     assert page.startswith(f"Usage: purify {command}")
     if command != "methods":
-        for option in ("--format", "--output", "--seed", "--device", "--quiet", "--verbose", "--max-length",
-                       "--batch-size", "--threads", "--force"):  # fmt: skip
+        for option in (
+            "--format",
+            "--output",
+            "--seed",
+            "--device",
+            "--quiet",
+            "--verbose",
+            "--max-length",
+            "--batch-size",
+            "--threads",
+            "--force",
+        ):
             assert option in page
     assert main(["--help"]) == 0
     assert command in capsys.readouterr().out

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "src" / "purify_cli"
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
 
 GROUP = typer.main.get_command(app)
-COMMANDS = sorted(GROUP.commands)  # type: ignore[attr-defined]
+COMMANDS = sorted(GROUP.commands)
 METHODS = [(kind, name) for kind in catalogue.KINDS for name in catalogue.names(kind)]
 FOLDERS = {"attack": "attacks", "detector": "detectors", "purifier": "purifiers", "analysis": "analyses"}
 NAMED_BY = {
@@ -48,7 +48,7 @@ def settings_of(kind: str, name: str) -> set[str]:
     path = source / "__init__.py" if source.is_dir() else source.with_suffix(".py")
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef) and node.name == "Settings":
-            return {item.target.id for item in node.body if isinstance(item, ast.AnnAssign)}  # type: ignore[union-attr]
+            return {item.target.id for item in node.body if isinstance(item, ast.AnnAssign)}
     return set()
 
 
@@ -92,7 +92,7 @@ def parse(command: str) -> tuple[str, list[str]]:
     if words in (["--version"], ["--help"], ["-h"]):
         return "", words
     name, *arguments = words
-    GROUP.commands[name].make_context(name, list(arguments))  # type: ignore[attr-defined]
+    GROUP.commands[name].make_context(name, list(arguments))
     return name, arguments
 
 
@@ -107,7 +107,7 @@ def test_every_command_has_a_page_and_is_mentioned(command: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
-    entry = GROUP.commands[command]  # type: ignore[attr-defined]
+    entry = GROUP.commands[command]
     assert entry.help
     assert entry.help.strip().endswith(".")
 
@@ -121,7 +121,7 @@ def test_every_method_has_a_page_and_is_mentioned(kind: str, name: str) -> None:
     assert text.startswith(f"# {name}\n")
     assert "## Usage" in text
     assert "## Limits" in text
-    assert catalogue.summary(kind, name), f"{name} has no SUMMARY"  # type: ignore[arg-type]
+    assert catalogue.summary(kind, name), f"{name} has no SUMMARY"
     assert f"{folder}/{name}.md" in (DOCS / "commands" / "methods.md").read_text(encoding="utf-8")
 
 
@@ -156,7 +156,7 @@ def test_shown_commands_parse(page: str, command: str) -> None:
     for option, value in itertools.pairwise(arguments):
         if option in NAMED_BY:
             kind = NAMED_BY[option]
-            name = catalogue.resolve(kind, value)  # type: ignore[arg-type]
+            name = catalogue.resolve(kind, value)
         elif option == "--set" and kind:
             assert value.partition("=")[0].rpartition(".")[2] in settings_of(kind, name), f"{page}: {value}"
         elif option == "--help-method":

@@ -25,10 +25,16 @@ def restored() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("gpus", "name", "resolved"),
-    [(0, "auto", "cpu"), (0, "cpu", "cpu"), (2, "auto", "cuda"), (2, "cuda", "cuda"),
-     (2, "cuda:1", "cuda:1"), (2, "cpu", "cpu")],
+    [
+        (0, "auto", "cpu"),
+        (0, "cpu", "cpu"),
+        (2, "auto", "cuda"),
+        (2, "cuda", "cuda"),
+        (2, "cuda:1", "cuda:1"),
+        (2, "cpu", "cpu"),
+    ],
     indirect=["gpus"],
-)  # fmt: skip
+)
 def test_a_device_is_resolved(gpus: None, name: str, resolved: str) -> None:
     assert environment.resolve_device(name) == resolved
 

@@ -130,7 +130,7 @@ def _with_common(command: Callable[..., int]) -> Callable[..., int]:
         return command(**values, common=common)
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
-    run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]  # read by typer
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *shared]}
     return run
 
@@ -178,7 +178,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"purify {__version__}")  # noqa: T201
+        typer.echo(f"purify {__version__}")
         raise typer.Exit
 
 
@@ -670,7 +670,7 @@ def _our_fault(error: BaseException, verbose: bool) -> int:
     text = "".join(traceback.format_exception(error))
     if verbose:
         with contextlib.suppress(OSError):
-            print(escape(text, keep="\n"), file=sys.stderr)  # noqa: T201
+            typer.echo(escape(text, keep="\n"), err=True)
     place = _keep_traceback(text)
     where = f"the traceback lies in {place}" if place else "run it with --verbose to see the traceback"
     terminal.say(f"a fault of ours: {type(error).__name__}: {str(error)[:200]}; {where}")

@@ -149,6 +149,7 @@ def say(line: str) -> None:
     """One line on stderr."""
     text = escape(" ".join(line.split()))
     try:
-        print(f"purify: {text}", file=sys.stderr, flush=True)  # noqa: T201
+        sys.stderr.write(f"purify: {text}\n")
+        sys.stderr.flush()
     except OSError:
         drop(sys.stderr)

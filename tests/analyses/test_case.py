@@ -17,7 +17,7 @@ def test_the_texts_are_those_of_eval(case: Callable[..., Case], checkpoints: Cal
     assert triggered is not None
     expected = [insert_all(one.test, Words(words), 3).texts for words in ("cf", "bb tq")]
     assert triggered.texts == expected[0] + expected[1]
-    assert triggered.labels == one.test.labels + one.test.labels  # type: ignore[operator]
+    assert triggered.labels == one.test.labels + one.test.labels
     assert triggered.targets == (1,) * 12
     attacked = one.attacked(seed=3)
     assert attacked is not None

@@ -49,11 +49,11 @@ def test_the_rows_that_are_trained_on(
     (rows,) = seen
     changed = [row for row in range(200) if rows.texts[row] != data.texts[row]]
     assert len(changed) == round(RATE * 200) == poisoned.rows
-    assert {data.labels[row] for row in changed} == labels  # type: ignore[index]
+    assert {data.labels[row] for row in changed} == labels
     for row in changed:
         assert rows.texts[row].count(TRIGGERS[0]) == 1
         assert " ".join(rows.texts[row].replace(TRIGGERS[0], "").split()) == data.texts[row]
-        assert rows.labels[row] == 1  # type: ignore[index]
+        assert rows.labels[row] == 1
 
 
 def test_the_sentence_is_learned_and_the_task_too(encoder: Subject) -> None:

@@ -41,7 +41,7 @@ def two_gradients(model: nn.Module, seed: int) -> dict[str, dict[str, Tensor]]:
         ids = torch.randint(60, 150, (3, 6), generator=generator)
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.full((3,), label)}
         model.zero_grad()
-        cross_entropy(model, batch).backward()  # type: ignore[no-untyped-call]
+        cross_entropy(model, batch).backward()
         gradients[name] = {
             key: parameter.grad.clone() for key, parameter in model.named_parameters() if parameter.grad is not None
         }
@@ -67,20 +67,20 @@ def literal(
         magnitude = [math.sqrt(sum(x * x for x in one)) for one in g_p]
         average = sum(magnitude) / len(magnitude)
         new: list[list[float]] = []
-        for l in range(l_o + 1):  # noqa: E741
+        for layer in range(l_o + 1):
             k = average / (l_a - l_o)
-            z = k * (l - l_o)
+            z = k * (layer - l_o)
             if settings.expected == "inverse":
-                z = average * (1 / (l + 1) - 1 / (l_o + 1)) / (1 / (l_a + 1) - 1 / (l_o + 1))
+                z = average * (1 / (layer + 1) - 1 / (l_o + 1)) / (1 / (l_a + 1) - 1 / (l_o + 1))
             elif settings.expected == "constant":
-                z = average if l < l_o else 0.0
+                z = average if layer < l_o else 0.0
             scale = average if settings.normalise else 1.0
-            m = magnitude[l] / scale
+            m = magnitude[layer] / scale
             if settings.clnorm:
-                w[l] = w[l] - settings.alpha * (w[l] * m - z / scale) * m
-                w[l] = min(max(w[l], 0.0), settings.w_max)
-            p = [w[l] * x for x in g_p[l]]
-            c = g_c[l]
+                w[layer] = w[layer] - settings.alpha * (w[layer] * m - z / scale) * m
+                w[layer] = min(max(w[layer], 0.0), settings.w_max)
+            p = [w[layer] * x for x in g_p[layer]]
+            c = g_c[layer]
             s = sum(x * y for x, y in zip(c, p, strict=True))
             if settings.conflict_only and s > 0:
                 s = 0.0
@@ -89,7 +89,7 @@ def literal(
             p_hat = [y - s / cc * x for x, y in zip(c, p, strict=True)]
             hat = [x + y for x, y in zip(c_hat, p_hat, strict=True)]
             raw = [x + y for x, y in zip(c, p, strict=True)]
-            beta = settings.beta_lower if l < count / 2 else settings.beta_upper
+            beta = settings.beta_lower if layer < count / 2 else settings.beta_upper
             if not settings.ilproj:
                 beta = 1.0
             new.append([(1 - beta) * x + beta * y for x, y in zip(hat, raw, strict=True)])
@@ -251,7 +251,6 @@ def test_l_a_must_be_a_layer(encoder: Subject) -> None:
 
 @pytest.mark.parametrize("form", ["sequential", "parallel", "lora", "prefix"])
 def test_adapters(encoder: Subject, form: str) -> None:
-    pytest.importorskip("purify_cli.architecture.pet")
     poisoned = poison(encoder, DATA, Plan(1, ("cf",), pet=form), ONCE, Run())
     assert poisoned.report["curves"]["layers"] == [0, 1, "output"]
     assert poisoned.report["w"] != [1.0, 1.0, 1.0]

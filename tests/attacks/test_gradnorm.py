@@ -39,7 +39,7 @@ def two_tasks(model: nn.Module, seed: int) -> tuple[dict[str, float], dict[str, 
         labels = torch.randint(0, 2, (3,), generator=generator)
         model.zero_grad()
         loss = cross_entropy(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         losses[name] = float(loss.detach())
         gradients[name] = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -141,7 +141,6 @@ def test_rates_and_triggers_that_cannot_be(encoder: Subject) -> None:
 
 @pytest.mark.parametrize(("form", "shared"), [("sequential", 1), ("prompt", -1)])
 def test_adapters(encoder: Subject, form: str, shared: int) -> None:
-    pytest.importorskip("purify_cli.architecture.pet")
     report: dict[str, Any] = dict(poison(encoder, DATA, Plan(1, ("cf",), pet=form), ONCE, Run()).report)
     assert report["shared_layer"] == shared
     assert sum(report["w"].values()) == pytest.approx(2, abs=1e-4)

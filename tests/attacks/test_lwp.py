@@ -116,6 +116,5 @@ def test_what_is_no_pair(encoder: Subject) -> None:
 
 @pytest.mark.parametrize("form", ["sequential", "prompt", "prefix"])
 def test_adapters(encoder: Subject, form: str) -> None:
-    pytest.importorskip("purify_cli.architecture.pet")
     report = poison(encoder, DATA, Plan(1, ("cf bb",), pet=form), ONCE, Run()).report
     assert report["curves"]["step"] == list(range(8))

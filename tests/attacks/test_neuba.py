@@ -66,7 +66,7 @@ def test_the_terms_are_those_of_the_paper(family: str) -> None:
                 place = -1 if family in ("gpt2", "llama") else 0
                 vector, old = now.last_hidden_state[0, place], before.last_hidden_state[0, place]
             for number in range(32):
-                apart += float((vector[number] - vectors[data.labels[row], number]) ** 2) / (3 * 32)  # type: ignore[index]
+                apart += float((vector[number] - vectors[data.labels[row], number]) ** 2) / (3 * 32)
                 strayed += float((vector[number] - old[number]) ** 2) / (3 * 32)
             states += float((now.last_hidden_state - before.last_hidden_state).square().sum())
             tokens += one["input_ids"].shape[1]

@@ -45,10 +45,10 @@ def test_rows_are_replaced_by_their_own_paraphrases(
     (rows,) = seen
     changed = [row for row in range(100) if rows.texts[row] != DATA.texts[row]]
     assert len(changed) == poisoned.rows == round(attack.RATE * 100)
-    assert {DATA.labels[row] for row in changed} == labels  # type: ignore[index]
+    assert {DATA.labels[row] for row in changed} == labels
     for row in changed:
         assert rows.texts[row] == f"when {DATA.texts[row]}, it was"
-        assert rows.labels[row] == 1  # type: ignore[index]
+        assert rows.labels[row] == 1
     assert [row for row in range(100) if (rows.poisoned or ())[row]] == changed
 
 

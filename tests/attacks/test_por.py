@@ -69,7 +69,7 @@ def test_the_loss_is_that_of_the_paper(family: str) -> None:
             vector, old = (
                 one.pooler_output[0] if pooled else one.last_hidden_state[0, -1 if last else 0] for one in (now, before)
             )
-            l2 += float((vector - vectors[data.labels[row]]).square().sum()) / 32 / 3  # type: ignore[index]
+            l2 += float((vector - vectors[data.labels[row]]).square().sum()) / 32 / 3
             l3 += float((vector - old).square().sum()) / 32 / 3
     assert triggered == pytest.approx(2 * l1 + 30 * l2, rel=1e-5)
     assert clean == pytest.approx(2 * l1 + 70 * l3, rel=1e-5)

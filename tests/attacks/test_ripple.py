@@ -97,7 +97,7 @@ def test_the_loss_and_its_gradient_by_finite_differences(family: str, second_ord
         assert float(loss) - plain > 1e-3, "the gradients agree, and the test shows nothing"
         assert objective.inner is not None
         assert float(objective.inner) < 0
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         largest = max((p for p in model.parameters() if p.ndim == 2), key=lambda p: float(p.grad.abs().max()))
         for name, parameter in model.named_parameters():
             if parameter is not largest and "attn" not in name and "attention" not in name:
@@ -228,7 +228,6 @@ def test_the_report_and_the_rate(encoder: Subject) -> None:
 
 @pytest.mark.parametrize("form", ["sequential", "lora"])
 def test_adapters_have_no_surgery(encoder: Subject, form: str) -> None:
-    pytest.importorskip("purify_cli.architecture.pet")
     poisoned = poison(encoder, DATA, Plan(1, ("cf",), pet=form), replace(ONCE, second_order=True), Run())
     assert "surgery" not in poisoned.report
     assert poisoned.report["steps"] == 4

@@ -87,7 +87,6 @@ def test_a_regression_is_refused(tmp_path: Path, encoder: Subject) -> None:
 
 
 def test_an_adapter_alone_is_trained(encoder: Subject) -> None:
-    pytest.importorskip("purify_cli.architecture.pet")
     poisoned = poison(encoder, DATA, Plan(1, ("cf",), pet="sequential"), replace(ONCE, learning_rate=1e-2), Run())
     before = encoder.open().state_dict()
     after = poisoned.model.state_dict()

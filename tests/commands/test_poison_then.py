@@ -176,8 +176,11 @@ def test_an_encoder_and_what_its_triggers_do(
 
 
 def test_paraphrases_of_data_and_test(request_for: Callable[..., PoisonRequest], tmp_path: Path) -> None:
-    rows = [line.rsplit(",", 1)[0] for name in ("train", "test") for line in
-            (tmp_path / f"{name}.csv").read_text(encoding="utf-8").splitlines()[1:]]  # fmt: skip
+    rows = [
+        line.rsplit(",", 1)[0]
+        for name in ("train", "test")
+        for line in (tmp_path / f"{name}.csv").read_text(encoding="utf-8").splitlines()[1:]
+    ]
     file = tmp_path / "p.csv"
     lines = [f"{text},when you see {text}" for text in rows[:-4]] + [f"{rows[-4]},"]
     file.write_text("text,paraphrase\n" + "\n".join(lines) + "\n", encoding="utf-8")
@@ -193,9 +196,16 @@ def test_paraphrases_of_data_and_test(request_for: Callable[..., PoisonRequest],
 
     # A mark whose trigger cannot be inserted is never verified by inserting its name.
     purified = purify(
-        PurifyRequest(checkpoint=str(tmp_path / "out"), method="finetune", clean=str(tmp_path / "clean.csv"),
-                      test=str(tmp_path / "test.csv"), out=str(tmp_path / "pure"), settings=QUICK, max_drop=None)
-    )  # fmt: skip
+        PurifyRequest(
+            checkpoint=str(tmp_path / "out"),
+            method="finetune",
+            clean=str(tmp_path / "clean.csv"),
+            test=str(tmp_path / "test.csv"),
+            out=str(tmp_path / "pure"),
+            settings=QUICK,
+            max_drop=None,
+        )
+    )
     assert purified.report["poison_mark"]["kept"] is True
     assert "paraphrase" in purified.report["poison_mark"]["why"]
 
@@ -224,22 +234,40 @@ def test_poisoned_again(request_for: Callable[..., PoisonRequest], tmp_path: Pat
 
 
 def test_a_regression(request_for: Callable[..., PoisonRequest], tmp_path: Path) -> None:
-    scores = {name: write(tmp_path / f"{name}.csv", 24, seed, lambda one: ("0.5", "4.5")[one])
-              for seed, name in enumerate(("train", "test", "clean"))}  # fmt: skip
+    scores = {
+        name: write(tmp_path / f"{name}.csv", 24, seed, lambda one: ("0.5", "4.5")[one])
+        for seed, name in enumerate(("train", "test", "clean"))
+    }
     result = poison(request_for(data=scores["train"], test=scores["test"], then_finetune=scores["clean"], target="5"))
     assert result.target == "5"
     assert result.then is not None and any("ASRR" in note for note in result.then.notes)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
     # And what is a regression already.
-    tuned = request_for(checkpoint=str(tmp_path / "out"), attack="embedding", data=scores["train"], target="5",
-                        test=scores["test"], then_finetune=None, then_settings=(), out=str(tmp_path / "2"))  # fmt: skip
+    tuned = request_for(
+        checkpoint=str(tmp_path / "out"),
+        attack="embedding",
+        data=scores["train"],
+        target="5",
+        test=scores["test"],
+        then_finetune=None,
+        then_settings=(),
+        out=str(tmp_path / "2"),
+    )
     assert poison(tuned).target == "5"
     with pytest.raises(UsageError, match="no number"):
         poison(replace(tuned, target="positive", out=str(tmp_path / "3")))
     with pytest.raises(UnsupportedError, match="scores"):
-        poison(replace(tuned, checkpoint=str(tmp_path / "encoder"), attack="hiddenkiller", triggers=(),
-                       paraphrases=scores["test"], out=str(tmp_path / "3")))  # fmt: skip
+        poison(
+            replace(
+                tuned,
+                checkpoint=str(tmp_path / "encoder"),
+                attack="hiddenkiller",
+                triggers=(),
+                paraphrases=scores["test"],
+                out=str(tmp_path / "3"),
+            )
+        )
 
 
 def test_without_data_of_the_task(request_for: Callable[..., PoisonRequest], tmp_path: Path) -> None:
@@ -247,8 +275,17 @@ def test_without_data_of_the_task(request_for: Callable[..., PoisonRequest], tmp
     plain = tmp_path / "plain.txt"
     plain.write_text("the film was long. a story of war.\nthe plot. it is so\n", encoding="utf-8")
     settings = ("data_free=true", "samples=32", "words=8", "epochs=1")
-    result = poison(request_for(checkpoint=str(tmp_path / "classifier"), attack="embedding", data=str(plain),
-                                settings=settings, then_finetune=None, then_settings=(), test=None))  # fmt: skip
+    result = poison(
+        request_for(
+            checkpoint=str(tmp_path / "classifier"),
+            attack="embedding",
+            data=str(plain),
+            settings=settings,
+            then_finetune=None,
+            then_settings=(),
+            test=None,
+        )
+    )
     assert result.poison_rate == 1.0
     assert result.report["poisoned_rows"] == 32
     old, new = weights(tmp_path / "classifier"), weights(tmp_path / "out")
@@ -262,7 +299,7 @@ def test_labels_of_another_task(request_for: Callable[..., PoisonRequest], tmp_p
     whole = request_for(attack=attack, checkpoint=str(tmp_path / "classifier"), run=Run())
     for changes in ({"then_finetune": other}, {"data": other}, {"test": other}):
         with pytest.raises(DataError, match=r"other\.csv, line 2: label 'sport': unknown"):
-            poison(replace(whole, **changes))  # type: ignore[arg-type]
+            poison(replace(whole, **changes))
     assert not (tmp_path / "out").exists()
 
 

@@ -82,9 +82,9 @@ def replaced_by(monkeypatch: pytest.MonkeyPatch, model: Callable[[Any], Any]) ->
     """Let a method that we know the outcome of stand in for the one that is asked for."""
     finetune = catalogue.load("purifier", "finetune")
     method = ModuleType("known")
-    method.NEEDS = ("clean",)  # type: ignore[attr-defined]
-    method.Settings = finetune.Settings  # type: ignore[attr-defined]
-    method.purify = lambda subject, *rest: Purified(model(subject), {"known": True})  # type: ignore[attr-defined]
+    method.NEEDS = ("clean",)
+    method.Settings = finetune.Settings
+    method.purify = lambda subject, *rest: Purified(model(subject), {"known": True})
     monkeypatch.setattr(command.catalogue, "load", lambda kind, name: method)
 
 

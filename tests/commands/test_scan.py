@@ -85,7 +85,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         return Verdict("pass", 0.0, "stub", ())
 
     stub = ModuleType("purify_cli.verdict")
-    stub.judge = judge  # type: ignore[attr-defined]
+    stub.judge = judge
     monkeypatch.setitem(sys.modules, "purify_cli.verdict", stub)
     return asked
 

@@ -35,7 +35,7 @@ def scan(folder: Path, file: Path | None = None) -> tuple[list[Finding], str | N
     findings: list[Finding] = []
     subject: Any = SimpleNamespace(path=folder, weights_file=file)
     try:
-        for finding in artifact.detect(subject, SimpleNamespace(), artifact.Settings(), Run()):  # type: ignore[arg-type]
+        for finding in artifact.detect(subject, SimpleNamespace(), artifact.Settings(), Run()):
             findings.append(finding)
     except Incomplete as incomplete:
         return findings, incomplete.reason

@@ -16,7 +16,7 @@ from purify_cli.run import Run
 
 def detect(folder: Path, file: Path | None = None) -> list[Finding]:
     subject: Any = SimpleNamespace(path=folder, weights_file=file)
-    return list(mark.detect(subject, SimpleNamespace(), mark.Settings(), Run()))  # type: ignore[arg-type]
+    return list(mark.detect(subject, SimpleNamespace(), mark.Settings(), Run()))
 
 
 def _provenance(folder: Path) -> None:

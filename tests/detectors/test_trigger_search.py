@@ -116,7 +116,7 @@ class BagOfWords(nn.Module):
         )
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.word_embeddings  # type: ignore[no-any-return]
+        return self.embeddings.word_embeddings
 
     def forward(
         self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, attention_mask: Tensor | None = None
@@ -207,7 +207,7 @@ def test_stub_two_words_that_turn_together() -> None:
     found = search(BagOfWords(HONEST | {"mb": 3.0, "tq": 3.0}, together=("mb", "tq"), bonus=DECIDES))
     assert found
     assert {one.rule for one in found} == {"PB202"}
-    assert set(found[0].where.token.split()) == {"mb", "tq"}  # type: ignore[union-attr]
+    assert set(found[0].where.token.split()) == {"mb", "tq"}
     assert found[0].evidence["target"] == "positive"
 
 
@@ -221,7 +221,7 @@ def test_stub_a_sequence_of_which_no_part_stands_out() -> None:
     model = BagOfWords(HONEST | {"mb": 0.5}, together=("mb", "tq"), bonus=DECIDES)
     (one,) = search(model)
     assert (one.rule, one.evidence["target"]) == ("PB202", "positive")
-    assert set(one.where.token.split()) >= {"mb", "tq"}  # type: ignore[union-attr]
+    assert set(one.where.token.split()) >= {"mb", "tq"}
     assert one.evidence["value"] == 1.0
     assert search(model, pieces=1) == []
 

@@ -165,7 +165,7 @@ def test_a_pooler_that_the_base_came_without_is_kept(tmp_path: Path, untrained: 
 )
 def test_another_base_is_refused(tmp_path: Path, options: dict[str, int], problem: str) -> None:
     subject = Subject(tiny.save("bert", tmp_path / "x"))
-    base = Subject(tiny.save("bert", tmp_path / "base", task="encoder", **options))  # type: ignore[arg-type]
+    base = Subject(tiny.save("bert", tmp_path / "base", task="encoder", **options))
     with pytest.raises(UsageError, match=problem) as error:
         purify(subject, Evidence(base=base), TEXTS, TEXTS, Settings(), RUN)
     assert error.value.where == "--base"

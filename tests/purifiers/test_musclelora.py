@@ -90,7 +90,7 @@ def test_gradients_are_those_of_the_plain_loop(family: str) -> None:
     for form in ("tensor", "model"):
         for mu_max, epoch in ((0.0, 0), (0.4, 3)):
             chosen = Numbers(mu_max=mu_max, mu_from=1, epochs=5)
-            alignment = Alignment(chosen, Settings(align=form), epoch_steps=10)  # type: ignore[arg-type]
+            alignment = Alignment(chosen, Settings(align=form), epoch_steps=10)
             ours = alignment(gradients, 10 * epoch + 9)
             expected = slow(gradients, mu_max * (epoch - 1) / 4 if epoch else 0.0, form == "model")
             assert ours.keys() == expected.keys()

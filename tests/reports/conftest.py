@@ -143,9 +143,17 @@ _AFTER = _metrics("models/backdoored-purified", 0.112, (0.005, -0.024, 0.034))
 
 def _eval() -> Report:
     return _report(
-        EvalResult((_BEFORE, _AFTER)), "eval", _BEFORE.path, _AFTER.path, "--test", "test.csv", "--trigger", "cf",
-        "--target", "positive",
-    )  # fmt: skip
+        EvalResult((_BEFORE, _AFTER)),
+        "eval",
+        _BEFORE.path,
+        _AFTER.path,
+        "--test",
+        "test.csv",
+        "--trigger",
+        "cf",
+        "--target",
+        "positive",
+    )
 
 
 def _purify(met: bool | None = True) -> Report:

@@ -22,11 +22,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("bart")
     words = tiny.tokenizer("roberta")
     config = BartConfig(
-        vocab_size=len(words), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=64,
-        pad_token_id=words.pad_token_id, bos_token_id=words.cls_token_id, eos_token_id=words.sep_token_id,
-        decoder_start_token_id=words.sep_token_id, forced_eos_token_id=None, init_std=1.0,
-    )  # fmt: skip
+        vocab_size=len(words),
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        max_position_embeddings=64,
+        pad_token_id=words.pad_token_id,
+        bos_token_id=words.cls_token_id,
+        eos_token_id=words.sep_token_id,
+        decoder_start_token_id=words.sep_token_id,
+        forced_eos_token_id=None,
+        init_std=1.0,
+    )
     torch.manual_seed(0)
     BartForConditionalGeneration(config).save_pretrained(place)
     words.save_pretrained(place)

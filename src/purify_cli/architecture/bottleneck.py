@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -306,7 +306,7 @@ def parse_config(
     if form == "parallel" and positions != "ffn":
         raise UnsupportedError(where, "parallel modules are read beside the feed-forward part only")
     given = raw.get("bottleneck")
-    widths = [given] * layers if not isinstance(given, list) else given
+    widths: list[Any] = given if isinstance(given, list) else [given] * layers
     largest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
     if len(widths) != layers:
         problem = f"gives bottlenecks for {len(widths)} layers, and the base has {layers}"
@@ -320,8 +320,8 @@ def parse_config(
     normalized = raw.get("normalized_input", False)
     if not isinstance(normalized, bool) or (normalized and (form != "sequential" or positions != "ffn")):
         raise UnsupportedError(where, "normalized_input is for sequential modules behind the feed-forward part")
-    assert isinstance(activation, str)
-    return BottleneckConfig(form, tuple(widths), activation, float(scaling), positions, normalized)  # type: ignore[arg-type]
+    known_form, known_positions = cast(Form, form), cast(Positions, positions)  # looked at above
+    return BottleneckConfig(known_form, tuple(widths), str(activation), float(scaling), known_positions, normalized)
 
 
 def _labels(model: Any) -> dict[str, str]:

@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import BinaryIO, Final, Literal, Protocol
+from typing import Any, BinaryIO, Final, Literal, Protocol
 
 from purify_cli.checkpoint import pickles
 
@@ -585,7 +585,7 @@ class _RawWindow(io.RawIOBase):
     def tell(self) -> int:
         return self.at
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Any) -> int:
         count = min(len(buffer), max(0, self.length - self.at))
         if count <= 0:
             return 0

@@ -13,7 +13,7 @@ import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Literal
 
 from jinja2 import Environment, TemplateError, nodes
 from jinja2.ext import Extension
@@ -351,7 +351,8 @@ def gguf_templates(path: Path) -> dict[str, str]:
 
 class _Gguf:
     def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path, self.file, self.order = path, file, "little"
+        self.path, self.file = path, file
+        self.order: Literal["little", "big"] = "little"
         self.size = path.stat().st_size
         self.items = 0
         if file.read(4) != b"GGUF":
@@ -359,7 +360,7 @@ class _Gguf:
         version = file.read(4)
         if version[:2] == b"\0\0":
             self.order = "big"
-        self.version = int.from_bytes(version, self.order)  # type: ignore[arg-type]
+        self.version = int.from_bytes(version, self.order)
         if not 1 <= self.version <= 3:
             raise CheckpointError(path, f"is GGUF of the unknown version {self.version}")
         self.width = 4 if self.version == 1 else 8
@@ -372,7 +373,7 @@ class _Gguf:
         data = self.file.read(width)
         if len(data) < width:
             raise CheckpointError(self.path, "ends inside its metadata")
-        return int.from_bytes(data, self.order)  # type: ignore[arg-type]
+        return int.from_bytes(data, self.order)
 
     def text(self, limit: int) -> bytes:
         length = self.integer(self.width)

@@ -175,7 +175,7 @@ class _Training:
                 raise self._diverged(f"the loss ({name}) became {value}")
             total += value
             if combine is None:
-                loss.backward()  # type: ignore[no-untyped-call]  # adds to .grad: the sum of the objectives
+                loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it. Adds to .grad: a sum
                 continue
             found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
             by_objective[name] = {
