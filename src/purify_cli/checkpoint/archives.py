@@ -27,6 +27,7 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Final, Literal, Protocol
 
 from purify_cli.checkpoint import pickles
+from purify_cli.checkpoint.known_globals import HARMLESS
 
 MAX_DEPTH: Final = 5
 MAX_MEMBERS: Final = 50_000
@@ -157,7 +158,7 @@ def _judge(
     if not walk.stopped and (walk.plausible or surely):
         seen = {offence.dotted for offence in walk.offences}
         for dotted in sorted(pickles.second_opinion(file, walk.start)):
-            if dotted not in seen and dotted not in walk.names and dotted not in pickles.HARMLESS:
+            if dotted not in seen and dotted not in walk.names and dotted not in HARMLESS:
                 module, _, name = dotted.rpartition(".")
                 yield Observation(
                     "import", member, "is imported", pickles.Offence(module, name, walk.start, "is imported")
