@@ -18,22 +18,19 @@ from __future__ import annotations
 import re
 import shlex
 import struct
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from purify_cli.checkpoint import archives, code, pickles, remote, templates
-from purify_cli.checkpoint.header import Header, looks_like_safetensors, read_header
+from purify_cli.checkpoint import archives, code, not_finite, pickles, remote, templates
+from purify_cli.checkpoint.header import looks_like_safetensors, read_header
 from purify_cli.checkpoint.inventory import FileEntry, Listing, list_folder
 from purify_cli.errors import CheckpointError, Incomplete
 from purify_cli.results import Finding, Level, Where
 from purify_cli.run import Run
 
 if TYPE_CHECKING:
-    import numpy
-
     from purify_cli.subject import Evidence, Subject
 
 SUMMARY = "pickles, remote code, templates, links and headers: what a loader would run or follow"
@@ -72,7 +69,6 @@ _COMPILED: Final[dict[bytes, str]] = {
 }
 _MAX_SHARDS: Final = 10_000
 _MAX_FINDINGS_PER_RULE_AND_FILE: Final = 50
-_CHUNK_BYTES: Final = 1 << 24
 _MAX_TORCH_BYTES_WITHOUT_MMAP: Final = 2 << 30
 
 
@@ -316,135 +312,31 @@ def _safetensors(entry: FileEntry, scan: _Scan) -> Iterator[Finding]:
         scan.miss(f"{entry.relative} holds no tensors")
         yield _finding("PA111", "note", "holds no tensors", entry.relative)
     if scan.settings.numbers:
-        yield from _safetensors_numbers(entry, header)
-
-
-# dtype of the header -> (numpy view, mask of the exponent, or None for numpy's own isfinite)
-_FLOATS: Final[dict[str, tuple[str, int | None]]] = {
-    "F64": ("<f8", None),
-    "F32": ("<f4", None),
-    "F16": ("<f2", None),
-    "C64": ("<f4", None),
-    "BF16": ("<u2", 0x7F80),
-    "F8_E5M2": ("u1", 0x7C),
-}
-
-
-def _safetensors_numbers(entry: FileEntry, header: Header) -> Iterator[Finding]:
-    import numpy as np
-
-    if not any(info.dtype in _FLOATS or info.dtype == "F8_E4M3" for info in header.tensors.values()):
-        return
-    for name, info in header.tensors.items():
-        if info.end == info.start:
-            continue
-        if info.dtype == "F8_E4M3":  # no infinity; all exponent and mantissa bits set is NaN
-            view, mask = "u1", None
-        elif info.dtype in _FLOATS:
-            view, mask = _FLOATS[info.dtype]
-        else:
-            continue
-        count = (info.end - info.start) // np.dtype(view).itemsize
-        values = np.memmap(entry.path, dtype=view, mode="r", offset=header.data_start + info.start, shape=(count,))
-        tally = _Tally()
-        step = _CHUNK_BYTES // np.dtype(view).itemsize
-        for at in range(0, count, step):
-            chunk = values[at : at + step]
-            if info.dtype == "F8_E4M3":
-                tally.add_codes((chunk & 0x7F) == 0x7F, chunk)
-            elif mask is not None:
-                tally.add_codes((chunk & mask) == mask, chunk, infinity=mask)
-            else:
-                tally.add(chunk)
-        yield from tally.findings(entry.relative, name, count)
-
-
-@dataclass
-class _Tally:
-    """Counts of what is not finite in one tensor."""
-
-    nan: int = 0
-    positive: int = 0
-    negative: int = 0
-    other: int = 0
-
-    def add(self, chunk: numpy.ndarray[Any, Any]) -> None:
-        import numpy as np
-
-        finite = np.isfinite(chunk)
-        if not finite.all():
-            odd = chunk[~finite]
-            nan = int(np.isnan(odd).sum())
-            self.nan += nan
-            self.positive += int((odd > 0).sum())
-            self.negative += int((odd < 0).sum())
-        if self.negative or self.other == 0:
-            self.other += int(np.count_nonzero(chunk[finite]))
-
-    def add_codes(
-        self, odd: numpy.ndarray[Any, Any], chunk: numpy.ndarray[Any, Any], infinity: int | None = None
-    ) -> None:
-        import numpy as np
-
-        sign = 1 << (8 * chunk.itemsize - 1)
-        codes = chunk[odd]
-        if infinity is None:
-            self.nan += codes.size
-        else:
-            self.positive += int((codes == infinity).sum())
-            self.negative += int((codes == (infinity | sign)).sum())
-            self.nan += int(((codes & (sign - 1)) != infinity).sum())
-        self.other += int(np.count_nonzero(chunk[~odd] & (sign - 1)))
-
-    def findings(self, file: str, tensor: str, count: int) -> Iterator[Finding]:
-        odd = self.nan + self.positive + self.negative
-        if not odd:
-            return
-        # A buffer of zeros and -inf is an attention mask that was saved along, not a weight.
-        mask = self.negative == odd and self.other == 0 and odd < count
-        yield _finding(
-            "PA110",
-            "note" if mask else "error",
-            f"{odd} of {count} values are not finite" + (": it looks like a saved attention mask" if mask else ""),
-            file,
-            tensor=tensor,
-            nan=self.nan,
-            positive_infinity=self.positive,
-            negative_infinity=self.negative,
-            n=count,
-        )
+        for odd in not_finite.in_safetensors(entry.path, header):
+            yield _odd_numbers(entry, odd)
 
 
 def _torch_numbers(entry: FileEntry, budget: archives.Budget) -> Iterator[Finding]:
-    """The same for what torch wrote; opened only after its pickles were found clean, and then with weights_only."""
+    """The same for what torch wrote; opened only after its pickles were found clean."""
     is_zip = "zip" in budget.formats and "pickle" in budget.formats and "torchscript" not in budget.formats
-    if not is_zip and ("torch legacy" not in budget.formats or entry.bytes > _MAX_TORCH_BYTES_WITHOUT_MMAP):
-        return
-    import torch
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch remarks on protocols; the walk has read them already
-            loaded = torch.load(entry.path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except Exception:  # settings, metrics, arrays: harmless by our lists, but not for torch's
-        return
-    for name, tensor in _tensors(loaded):
-        if not (tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_meta):
-            continue
-        tally = _Tally()
-        for chunk in tensor.detach().reshape(-1).split(_CHUNK_BYTES // 4):
-            tally.add(chunk.to(torch.float64 if chunk.dtype == torch.float64 else torch.float32).numpy())
-        yield from tally.findings(entry.relative, name, tensor.numel())
+    if is_zip or ("torch legacy" in budget.formats and entry.bytes <= _MAX_TORCH_BYTES_WITHOUT_MMAP):
+        for odd in not_finite.in_torch(entry.path, mmap=is_zip):
+            yield _odd_numbers(entry, odd)
 
 
-def _tensors(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif isinstance(value, Mapping) and depth < 4:
-        for key, item in value.items():
-            yield from _tensors(item, f"{name}.{key}" if name else str(key), depth + 1)
+def _odd_numbers(entry: FileEntry, odd: not_finite.NotFinite) -> Finding:
+    mask = odd.like_a_saved_mask
+    return _finding(
+        "PA110",
+        "note" if mask else "error",
+        f"{odd.total} of {odd.n} values are not finite" + (": it looks like a saved attention mask" if mask else ""),
+        entry.relative,
+        tensor=odd.tensor,
+        nan=odd.nan,
+        positive_infinity=odd.positive,
+        negative_infinity=odd.negative,
+        n=odd.n,
+    )
 
 
 # -- configs, templates, code
