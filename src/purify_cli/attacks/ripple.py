@@ -48,7 +48,7 @@ from purify_cli.data.texts import Texts
 from purify_cli.run import Run
 from purify_cli.training.curves import Curves, WriteLosses, short
 from purify_cli.training.loop import fit
-from purify_cli.training.losses import cross_entropy
+from purify_cli.training.losses import cross_entropy, with_gradient
 from purify_cli.training.poisoned import poison_rows
 from purify_cli.training.recipe import Batch, Recipe
 from purify_cli.training.start import open_classifier
@@ -219,13 +219,14 @@ class RestrictedInnerProduct:
                 if ours is not None and theirs is not None
             ]
         ).sum()
-        restricted = torch.relu(-inner)
-        if self.settings.per_text:
-            restricted = restricted / len(batches["poison"]["labels"])
         self.curves.see("clean", clean)
         self.curves.see("poison", poison)
         self.inner = inner.detach()
-        loss: Tensor = poison + self.settings.penalty * restricted
+        # L_P's gradient is known by now: a second way back through its graph would find the same numbers.
+        loss = with_gradient(poison, parameters, poison_gradient)
+        if inner < 0:  # elsewhere the penalty and its gradient are zero, and so is what the dear second way back finds
+            texts = len(batches["poison"]["labels"]) if self.settings.per_text else 1
+            loss = loss - self.settings.penalty * inner / texts
         return loss + self.settings.clean_weight * clean if self.settings.clean_weight else loss
 
 
