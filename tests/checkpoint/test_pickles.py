@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hostile
-from purify_cli.checkpoint import pickles
+from purify_cli.checkpoint import pickle_opcodes, pickles
 from purify_cli.checkpoint.known_globals import HARMLESS, WEIGHTS_ONLY
 from purify_cli.checkpoint.pickles import walk
 
@@ -22,7 +22,7 @@ def test_weights_only_list_is_torchs() -> None:
 
 
 def test_every_opcode_is_known() -> None:
-    assert {opcode.code.encode("latin-1") for opcode in pickletools.opcodes} == set(pickles._STEPS)
+    assert {opcode.code.encode("latin-1") for opcode in pickletools.opcodes} == set(pickle_opcodes.STEPS)
 
 
 def test_nothing_that_executes_is_harmless() -> None:

@@ -28,6 +28,7 @@ from typing import Any, BinaryIO, Final, Literal, Protocol
 
 from purify_cli.checkpoint import pickles
 from purify_cli.checkpoint.known_globals import HARMLESS
+from purify_cli.checkpoint.pickle_machine import Offence, Walk
 
 MAX_DEPTH: Final = 5
 MAX_MEMBERS: Final = 50_000
@@ -66,7 +67,7 @@ class Observation:
     kind: Kind
     member: str
     problem: str
-    offence: pickles.Offence | None = None
+    offence: Offence | None = None
     strict: bool = False
 
 
@@ -143,7 +144,7 @@ def _pickles(
 
 
 def _judge(
-    walk: pickles.Walk,
+    walk: Walk,
     file: BinaryIO,
     budget: Budget,
     member: str,
@@ -160,9 +161,7 @@ def _judge(
         for dotted in sorted(pickles.second_opinion(file, walk.start)):
             if dotted not in seen and dotted not in walk.names and dotted not in HARMLESS:
                 module, _, name = dotted.rpartition(".")
-                yield Observation(
-                    "import", member, "is imported", pickles.Offence(module, name, walk.start, "is imported")
-                )
+                yield Observation("import", member, "is imported", Offence(module, name, walk.start, "is imported"))
         if cut:
             yield Observation(
                 "unread", member, f"holds a pickle longer than the {MAX_UNPACKED_BYTES} bytes that are unpacked"

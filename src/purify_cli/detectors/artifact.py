@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 from purify_cli.checkpoint import archives, code, not_finite, pickles, remote, templates
 from purify_cli.checkpoint.header import looks_like_safetensors, read_header
 from purify_cli.checkpoint.inventory import FileEntry, Listing, list_folder
+from purify_cli.checkpoint.pickle_machine import Offence
 from purify_cli.errors import CheckpointError, Incomplete
 from purify_cli.results import Finding, Level, Where
 from purify_cli.run import Run
@@ -274,7 +275,7 @@ def _contents(entry: FileEntry, budget: archives.Budget, scan: _Scan) -> Iterato
 
 def _import_finding(
     item: archives.Observation,
-    offence: pickles.Offence,
+    offence: Offence,
     relative: str,
     place: str,
     inside: Mapping[str, str],
