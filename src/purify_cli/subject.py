@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +16,15 @@ from purify_cli.architecture.loading import checked_config, load, quiet
 from purify_cli.architecture.pet import note_soft_tokens
 from purify_cli.architecture.table import FAMILIES, Family, family_of, known_families
 from purify_cli.checkpoint import adapter
+from purify_cli.checkpoint.config import (
+    Kind,
+    Task,
+    class_named,
+    kind_of_class,
+    label_names,
+    read_object,
+    transformer_folder,
+)
 from purify_cli.checkpoint.inventory import inventory, sha256
 from purify_cli.checkpoint.locate import locate
 from purify_cli.checkpoint.weights import ADAPTER_NAMES, ADAPTERHUB_NAMES, TensorRef, read_tensors, tensor_table
@@ -30,34 +36,7 @@ if TYPE_CHECKING:
 
     from purify_cli.data.texts import Texts
 
-Kind = Literal["classifier", "encoder", "adapter", "causal-lm", "other"]
-Task = Literal[
-    "classifier",
-    "regression",
-    "multi-label",
-    "token-classification",
-    "encoder",
-    "masked-lm",
-    "causal-lm",
-    "other",
-]
-
-_JSON_LIMIT = 32 * 2**20
-"""Bytes of a config file; a real one has a few thousand, or some MB where it names many labels."""
-
 _LAYER_LIMIT = 4096
-
-_ENDINGS: tuple[tuple[str, Kind, Task], ...] = (
-    ("ForSequenceClassification", "classifier", "classifier"),
-    ("ForTokenClassification", "other", "token-classification"),
-    ("ForMaskedLM", "encoder", "masked-lm"),
-    ("ForPreTraining", "encoder", "masked-lm"),
-    ("ForCausalLM", "causal-lm", "causal-lm"),
-    ("LMHeadModel", "causal-lm", "causal-lm"),
-    ("DoubleHeadsModel", "other", "other"),
-    ("Model", "encoder", "encoder"),
-)
-"""How the class that wrote a checkpoint ends -> what the checkpoint is."""
 
 
 @dataclass(frozen=True)
@@ -110,19 +89,7 @@ class Subject:
         Raises:
             UnsupportedError: a sentence-transformers folder that holds something else.
         """
-        listing = self.path / "modules.json"
-        if not listing.is_file() or self.weights_file is not None:
-            return self.path
-        try:
-            first = json.loads(_text(listing))[0]
-            kind, inside = first["type"], first["path"]
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise CheckpointError(listing, "is not a list of sentence-transformers modules") from error
-        if inside not in {"", "0_Transformer"}:
-            raise CheckpointError(listing, f"the transformer is said to lie in {str(inside)[:80]!r}")
-        if not isinstance(kind, str) or not kind.endswith(".Transformer"):
-            raise UnsupportedError(listing, f"its first module is a {str(kind)[:80]!r} and no transformer")
-        return self.path / str(inside)
+        return self.path if self.weights_file is not None else transformer_folder(self.path)
 
     @cached_property
     def adapter_config(self) -> dict[str, Any] | None:
@@ -130,7 +97,7 @@ class Subject:
         file = self.folder / adapter.ADAPTER_CONFIG
         if self.weights_file is not None and self.weights_file.name not in ADAPTER_NAMES + ADAPTERHUB_NAMES:
             return None
-        content = _json(file) if file.is_file() else {}
+        content = read_object(file) if file.is_file() else {}
         return content if adapter.is_adapter(content) else None
 
     @cached_property
@@ -169,7 +136,7 @@ class Subject:
             if foreign is not None:
                 raise UnsupportedError(foreign, "models of this format are not read", "Convert it to safetensors.")
             raise CheckpointError(self.folder, "no config.json in it", "Give the folder of a whole checkpoint.")
-        return _json(file)
+        return read_object(file)
 
     @cached_property
     def kind(self) -> Kind:
@@ -200,7 +167,7 @@ class Subject:
     def _by_architecture(self) -> tuple[Kind, Task]:
         named = self.architecture
         if named is not None:
-            return next(((kind, task) for ending, kind, task in _ENDINGS if named.endswith(ending)), ("other", "other"))
+            return kind_of_class(named)
         if self.config.get("model_type") not in FAMILIES:
             return "other", "other"
         # A config that does not say who wrote it: the tensors tell.
@@ -239,17 +206,12 @@ class Subject:
         """The label names that an adapter brings with it; empty if it brings none."""
         own = self._bottlenecks
         named = adapter.saved_labels(self.folder) if own is None else own.config.get("id2label")
-        return _label_names({"id2label": named}, self.folder / adapter.ADAPTER_CONFIG)
+        return label_names({"id2label": named}, self.folder / adapter.ADAPTER_CONFIG)
 
     @cached_property
     def architecture(self) -> str | None:
         """The class of transformers that the config names, None if it names none."""
-        named = self.config.get("architectures")
-        if named is None or named == []:
-            return None
-        if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-            raise CheckpointError(self.folder / "config.json", "architectures is not a list of names")
-        return str(named[0])
+        return class_named(self.config, self.folder / "config.json")
 
     @cached_property
     def family(self) -> Family:
@@ -276,14 +238,14 @@ class Subject:
                 return own
             if brought is None or brought == len(base):
                 return base
-            named = _label_names(self.adapter_base.config, self._config_file)
+            named = label_names(self.adapter_base.config, self._config_file)
             return named if len(named) == brought else tuple(f"LABEL_{number}" for number in range(brought))
         try:
             if self._by_architecture()[0] not in {"classifier", "other"}:
                 return ()
         except UnsupportedError:
             return ()
-        named = _label_names(self.config, self.folder / "config.json")
+        named = label_names(self.config, self.folder / "config.json")
         if named:
             return named
         number = self.config.get("num_labels")
@@ -583,47 +545,6 @@ def _name_labels(config: Any, labels: tuple[str, ...]) -> None:
     config.label2id = {label: number for number, label in enumerate(labels)}
 
 
-def _label_names(config: Mapping[str, Any], where: Path) -> tuple[str, ...]:
-    """Names by id from `id2label`; empty if the config has none.
-
-    Raises:
-        CheckpointError: the ids are not 0, 1, 2 and so on.
-    """
-    named = config.get("id2label")
-    if not named:
-        return ()
-    if not isinstance(named, Mapping):
-        raise CheckpointError(where, "id2label is not an object")
-    try:
-        by_id = {int(number): str(name) for number, name in named.items()}
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(where, "id2label has an id that is not a number") from error
-    if sorted(by_id) != list(range(len(named))):
-        raise CheckpointError(where, f"id2label does not number its {len(named)} labels from 0 to {len(named) - 1}")
-    return tuple(by_id[number] for number in range(len(by_id)))
-
-
 def _has_tokenizer(folder: Path) -> bool:
     names = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "spiece.model", "tokenizer.model", "tekken.json")
     return any((folder / name).is_file() for name in names)
-
-
-def _text(file: Path) -> str:
-    try:
-        if file.stat().st_size > _JSON_LIMIT:
-            raise CheckpointError(file, f"has more than {_JSON_LIMIT // 2**20} MB")
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(file, "is not UTF-8") from error
-    except OSError as error:
-        raise CheckpointError(file, f"cannot be read ({error.strerror})") from error
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_text(file))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(file, "is not JSON") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(file, "is not a JSON object")
-    return copy.copy(content)
