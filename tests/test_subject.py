@@ -392,3 +392,22 @@ def test_nothing_of_the_input_changes(tmp_path: Path) -> None:
             value.zero_()
     assert subject.embeddings().any()
     assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()} == before
+
+
+def test_a_model_in_memory_takes_the_checkpoint_s_place(tmp_path: Path) -> None:
+    """For whoever asks; what is given out are copies, and the checkpoint stays what it was."""
+    subject = Subject(tiny.save("bert", tmp_path / "encoder", task="encoder"))
+    made = tiny.build("bert", num_labels=3, seed=5)
+    held = subject.holding(made)
+    assert (held.task, held.kind, held.labels) == ("classifier", "classifier", ("negative", "positive", "neutral"))
+    assert (subject.task, subject.labels) == ("encoder", ())
+    opened = held.open()
+    assert all(torch.equal(tensor, made.state_dict()[name]) for name, tensor in opened.state_dict().items())
+    assert torch.equal(held.embeddings(), made.get_input_embeddings().weight)
+    assert not torch.equal(held.embeddings(), subject.embeddings())
+    with torch.no_grad():
+        for parameter in (*opened.parameters(), *held.model().parameters()):
+            parameter.zero_()
+    assert made.classifier.weight.abs().sum() > 0
+    assert held.tokenizer.get_vocab() == subject.tokenizer.get_vocab()
+    assert held.open(num_labels=5).classifier.weight.shape[0] == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from purify_cli.architecture.bottleneck import open_bottlenecks, open_for_training
-from purify_cli.architecture.embeddings import embedding_name
+from purify_cli.architecture.embeddings import embedding_name, word_embeddings
 from purify_cli.architecture.loading import checked_config, load, quiet
 from purify_cli.architecture.pet import note_soft_tokens
 from purify_cli.architecture.table import FAMILIES, Family, family_of, known_families
@@ -76,6 +77,27 @@ class Subject:
         self.forward_passes = 0
         self._base_spec = base
         self._models: dict[str, Any] = {}
+        self._held: Any | None = None
+
+    def holding(self, model: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> Subject:
+        """The same checkpoint with another model, which is in memory only: what one method made, for the next.
+
+        `open` and `embeddings` give the model's, as copies; labels, kind and task are those of a classifier. What is
+        read from files, as `tensors`, is still the checkpoint's.
+
+        Args:
+            model: a classifier of the same family.
+            tokenizer: where it is not the checkpoint's.
+        """
+        other = copy.copy(self)
+        other.forward_passes, other._models, other._held = 0, {}, model
+        names = model.config.id2label
+        other.labels = tuple(str(names[label]) for label in range(len(names)))
+        other.task = "classifier"
+        other.kind = "adapter" if self.kind == "adapter" else "classifier"
+        if tokenizer is not None:
+            other.tokenizer = tokenizer
+        return other
 
     def __repr__(self) -> str:
         return f"Subject({self.spec!r})"
@@ -317,6 +339,9 @@ class Subject:
             CheckpointError: there are none, or the file is broken.
             UnsupportedError: the architecture is not known.
         """
+        if self._held is not None:
+            held: Tensor = word_embeddings(self._held).weight.detach().to("cpu", torch.float32, copy=True)
+            return held
         reference = self._embedding_ref
         name = embedding_name(self._model_tensors, self.family, str(self.folder))
         return read_tensors({name: reference})[name].to(torch.float32)
@@ -402,6 +427,8 @@ class Subject:
             UnsupportedError: a kind or an architecture that is not read.
             CheckpointError: config, tensors and tokenizer do not fit together.
         """
+        if self._held is not None:
+            return self._open_held(device, num_labels, seed)
         self.check_supported()
         if self.adapter_config is not None:
             return self._open_adapter(num_labels, seed).to(device)
@@ -421,6 +448,14 @@ class Subject:
         model = load(form, config, read_tensors(self.tensors), self.spec, fresh_labels=fresh, seed=seed)
         model.name_or_path = self._name  # what an adapter that is put on it names as its base
         return model.to(device)
+
+    def _open_held(self, device: str, num_labels: int | None, seed: int) -> Any:
+        model: Any = copy.deepcopy(self._held)
+        if num_labels is not None and num_labels != len(self.labels):
+            from purify_cli.architecture.classifier import replace_classifier
+
+            replace_classifier(model, num_labels, seed)
+        return model.eval().to(device)
 
     @property
     def _name(self) -> str:

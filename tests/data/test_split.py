@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from purify_cli.data.split import split
+from purify_cli.data.split import folds, split, without
 from purify_cli.data.texts import Texts
 
 
@@ -42,3 +42,23 @@ def test_equal_texts_of_different_pairs_may_part() -> None:
 def test_fraction_out_of_range(fraction: float) -> None:
     with pytest.raises(ValueError, match="fraction"):
         split(Texts(None, ("a", "b"), (0, 1)), fraction, 0)
+
+
+@given(st.integers(2, 6), st.integers(0, 3))
+def test_folds_hold_each_row_once_and_share_no_text(count: int, seed: int) -> None:
+    texts = Texts(None, tuple(f"text {row // 2}" for row in range(24)), (0, 0, 1, 1) * 6)
+    parts = folds(texts, count, seed)
+    assert sorted(row for part in parts for row in part) == list(range(24))
+    assert len(parts) == count
+    for part in parts:
+        assert part == sorted(part)
+        seen = set(texts.take(part).texts)
+        assert not seen & set(without(texts, part).texts)
+        ones = sum(texts.take(part).labels or ())
+        assert abs(2 * ones - len(part)) <= 2, "each label is dealt out evenly"
+    assert folds(texts, count, seed) == parts
+
+
+def test_one_fold_is_no_cross_validation() -> None:
+    with pytest.raises(ValueError, match="no cross-validation"):
+        folds(Texts(None, ("a", "b"), (0, 1)), 1, 0)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from purify_cli.evaluation.intervals import newcombe, wilson
+from purify_cli.evaluation.intervals import newcombe, paired, wilson
 
 COUNTS = st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -55,3 +55,31 @@ def test_no_share(successes: int, n: int) -> None:
         wilson(successes, n)
     with pytest.raises(ValueError):
         newcombe(1, 2, successes, n)
+
+
+def test_paired_by_hand() -> None:
+    # Newcombe 1998 (paired differences), table II: 36, 12, 2 and 0 give 0.0569 to 0.3404.
+    rate = paired(36, 12, 2, 0)
+    assert (rate.value, rate.n) == (pytest.approx(0.2), 50)
+    assert (rate.low, rate.high) == (pytest.approx(0.0569, abs=5e-5), pytest.approx(0.3404, abs=5e-5))
+
+
+def test_texts_that_agree_make_it_narrower() -> None:
+    alike, unlike = paired(80, 2, 8, 10), newcombe(82, 100, 88, 100)
+    assert alike.value == pytest.approx(unlike.value)
+    assert alike.high - alike.low < unlike.high - unlike.low
+
+
+@settings(deadline=None)
+@given(st.tuples(*[st.integers(0, 60)] * 4).filter(any))
+def test_paired_is_antisymmetric_and_contains_its_estimate(counts: tuple[int, int, int, int]) -> None:
+    both, first, second, neither = counts
+    rate, reverse = paired(both, first, second, neither), paired(both, second, first, neither)
+    assert -1 <= rate.low <= rate.value <= rate.high <= 1
+    assert (rate.low, rate.high) == (pytest.approx(-reverse.high), pytest.approx(-reverse.low))
+
+
+def test_paired_of_nothing() -> None:
+    for counts in ((0, 0, 0, 0), (1, -1, 0, 3)):
+        with pytest.raises(ValueError, match=r"no texts|negative"):
+            paired(*counts)

@@ -13,10 +13,12 @@ import tiny
 from purify_cli.data.encode import collate, padding_id
 from purify_cli.data.read import read
 from purify_cli.data.texts import Texts
+from purify_cli.data.triggered import with_triggers as streams
 from purify_cli.errors import UsageError
 from purify_cli.evaluation.predict import predict
+from purify_cli.evaluation.search import Found
 from purify_cli.purifiers import unlearn
-from purify_cli.purifiers.unlearn import Found, Settings, _LikeTheOriginal, preview, purify, streams
+from purify_cli.purifiers.unlearn import Settings, _LikeTheOriginal, preview, purify
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
 
@@ -147,7 +149,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *found: tuple[str, ...]) -> list[t
         return streams(tokenizer, texts, triggers, limit, seed, by_row=by_row)
 
     monkeypatch.setattr(unlearn, "search", search)
-    monkeypatch.setattr(unlearn, "streams", watched)
+    monkeypatch.setattr(unlearn, "with_triggers", watched)
     return used
 
 

@@ -104,7 +104,8 @@ def poison(request: PoisonRequest) -> PoisonResult:
     from purify_cli.checkpoint.poison_mark import PoisonMark
     from purify_cli.checkpoint.provenance import provenance
     from purify_cli.checkpoint.write import check_output, write_checkpoint
-    from purify_cli.commands.preparation import check_needs, check_task, forget, resumable
+    from purify_cli.commands.preparation import check_task, forget, resumable
+    from purify_cli.needs import check_needs
     from purify_cli.subject import Evidence, Subject
 
     out = Path(request.out)

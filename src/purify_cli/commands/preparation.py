@@ -1,5 +1,5 @@
-"""What the commands that train do before and after: check the needs of a method, and keep a place for a stopped
-training.
+"""What the commands that train do before and after: check the checkpoint, name its labels, and keep a place for a
+stopped training.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ from purify_cli.run import Run
 if TYPE_CHECKING:
     from purify_cli.data.texts import Texts
     from purify_cli.results import SubjectSummary
-    from purify_cli.subject import Evidence, Subject
+    from purify_cli.subject import Subject
 
 _ABANDONED_AFTER_SECONDS = 30 * 24 * 3600.0
 
 TRAINABLE_TASKS = ("classifier", "encoder", "masked-lm", "causal-lm")
-
-_GIVEN_BY = {"base": "--base", "twin": "--twin", "clean": "--clean", "untrusted": "--untrusted"}
 
 
 def check_task(subject: Subject, *, regression: bool = False) -> None:
@@ -43,25 +41,6 @@ def check_task(subject: Subject, *, regression: bool = False) -> None:
             f"is of another kind ({subject.task})",
             "Give an encoder, a language model or a classifier of whole texts with one label.",
         )
-
-
-def check_needs(name: str, needs: Sequence[str], subject: Subject, evidence: Evidence) -> None:
-    """See to it that a method has what it says it needs.
-
-    Raises:
-        UsageError: it has not; the error names the option or the kind of checkpoint.
-        CheckpointError: the weights cannot be read.
-    """
-    for need in needs:
-        # Whether a regression will do is `check_task`'s question.
-        if need == "classifier" and subject.task not in {"classifier", "regression"}:
-            raise UsageError(
-                subject.spec, f"{name} needs a finished classifier, and this is: {subject.task}", "Train one first."
-            )
-        if need == "weights":
-            subject.embeddings()
-        if need in _GIVEN_BY and getattr(evidence, need) is None:
-            raise UsageError(_GIVEN_BY[need], f"{name} needs it", f"Give {_GIVEN_BY[need]}.")
 
 
 def labels_of(subject: Subject, texts: Texts | None = None) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from purify_cli.run import Run
 if TYPE_CHECKING:
     from purify_cli.checkpoint.poison_mark import PoisonMark
     from purify_cli.data.texts import Texts
+    from purify_cli.purifiers import Purified
     from purify_cli.subject import Evidence, Subject
 
 DEV_SHARE = 0.1
@@ -124,9 +125,10 @@ def purify(request: PurifyRequest) -> PurifyResult:
 
     from purify_cli.checkpoint.poison_mark import read_mark
     from purify_cli.checkpoint.write import check_output
-    from purify_cli.commands.preparation import check_needs, check_task, forget, labels_of, resumable
+    from purify_cli.commands.preparation import check_task, forget, labels_of, resumable
     from purify_cli.data.read import read, require_classes
     from purify_cli.data.split import split
+    from purify_cli.needs import check_needs
     from purify_cli.subject import Evidence, Subject
 
     subject = Subject(request.checkpoint, base=request.base)
@@ -173,7 +175,7 @@ def purify(request: PurifyRequest) -> PurifyResult:
     after = examination.measure(purified.model, tokenizer, str(out))
     dev_after = examination.dev_accuracy(purified.model, tokenizer)
 
-    limits = _limits(request, before, after, dev_before, dev_after)
+    limits = _limits(request, purified, before, after, dev_before, dev_after)
     report = dict(purified.report) | {
         "train": len(train),
         "dev": len(dev),
@@ -188,8 +190,9 @@ def purify(request: PurifyRequest) -> PurifyResult:
         reason = _why_marked(mark, examination, after, limits)
         kept_mark = None if reason is None else mark
         report["poison_mark"] = {"kept": kept_mark is not None, "why": reason or "verified: its triggers are removed"}
+    record = report | ({"reasons": list(purified.reasons)} if purified.reasons else {})
     wrote = _write(
-        request, name, settings, subject, base, purified.model, tokenizer, out, inputs, before, after, report, kept_mark
+        request, name, settings, subject, base, purified.model, tokenizer, out, inputs, before, after, record, kept_mark
     )
     forget(run, request.run)
     return PurifyResult(summary, name, asdict(settings), before, after, report, wrote, limits)
@@ -264,13 +267,14 @@ def _preview(
 
 def _limits(
     request: PurifyRequest,
+    purified: Purified,
     before: CheckpointMetrics | None,
     after: CheckpointMetrics | None,
     dev_before: Rate | None,
     dev_after: Rate,
 ) -> Limits:
-    """Whether clean accuracy held, and whether the measured triggers are gone."""
-    reasons: list[str] = []
+    """Whether clean accuracy held, the measured triggers are gone, and the method itself has nothing to object."""
+    reasons = list(purified.reasons)
     old, new, texts = dev_before, dev_after, "the part of --clean that was not trained on"
     if after is not None and after.cacc is not None:
         old, new, texts = None if before is None else before.cacc, after.cacc, "--test"
@@ -296,6 +300,8 @@ def _limits(
         reasons.append(f"no measured trigger has an excess ASR of more than {MAX_EXCESS_ASR:g}")
     if after is not None and len(after.asr) > len(measured):
         reasons.append("an ASR without a floor says nothing of what the trigger does beyond honest error")
+    if purified.met is False:
+        met = False
     return Limits(met, request.max_drop, drop, tuple(reasons))
 
 

@@ -1,8 +1,9 @@
-"""Two parts of one data set that share no text."""
+"""Parts of one data set that share no text."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 from purify_cli.data.texts import Texts
 
@@ -29,6 +30,44 @@ def split(texts: Texts, fraction: float, seed: int) -> tuple[Texts, Texts]:
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1, not {fraction}")
+    second: set[int] = set()
+    for label, members in _strata(texts):
+        random.Random(f"split/{seed}/{label}").shuffle(members)
+        second.update(_cut_off(members, fraction))
+    return without(texts, second), texts.take(sorted(second))
+
+
+def folds(texts: Texts, count: int, seed: int) -> list[list[int]]:
+    """Deal the rows out into `count` parts of about the same size, for cross-validation.
+
+    Each label is dealt out evenly, and rows with the same text stay together. A part that would be empty is left out.
+
+    Returns:
+        the row numbers of each part, ascending.
+
+    Raises:
+        ValueError: `count` is less than 2.
+    """
+    if count < 2:
+        raise ValueError(f"{count} parts are no cross-validation")
+    parts: list[list[int]] = [[] for _ in range(count)]
+    place = 0
+    for label, members in _strata(texts):
+        random.Random(f"folds/{seed}/{label}").shuffle(members)
+        for rows in members:
+            parts[place % count].extend(rows)
+            place += 1
+    return [sorted(part) for part in parts if part]
+
+
+def without(texts: Texts, rows: Iterable[int]) -> Texts:
+    """The rows that are not among `rows`."""
+    left_out = set(rows)
+    return texts.take(index for index in range(len(texts)) if index not in left_out)
+
+
+def _strata(texts: Texts) -> list[tuple[int, list[list[int]]]]:
+    """Each label with the groups of rows that have the same text."""
     groups: dict[tuple[str, str | None], list[int]] = {}
     for index, text in enumerate(texts.texts):
         groups.setdefault((text, None if texts.pairs is None else texts.pairs[index]), []).append(index)
@@ -36,14 +75,7 @@ def split(texts: Texts, fraction: float, seed: int) -> tuple[Texts, Texts]:
     for rows in groups.values():
         label = texts.labels[rows[0]] if texts.labels is not None else 0
         strata.setdefault(label if isinstance(label, int) else 0, []).append(rows)
-    second: set[int] = set()
-    for label, members in sorted(strata.items()):
-        random.Random(f"split/{seed}/{label}").shuffle(members)
-        second.update(_cut_off(members, fraction))
-    return (
-        texts.take(index for index in range(len(texts)) if index not in second),
-        texts.take(index for index in range(len(texts)) if index in second),
-    )
+    return sorted(strata.items())
 
 
 def _cut_off(groups: list[list[int]], fraction: float) -> list[int]:

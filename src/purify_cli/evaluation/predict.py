@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from purify_cli.data.encode import by_length, collate, encode, length_limit, padding_id
+from purify_cli.data.encode import Encoded, by_length, collate, encode, length_limit, padding_id
 from purify_cli.data.texts import Texts
 from purify_cli.run import Run
 
@@ -27,6 +28,12 @@ def predict(model: Any, tokenizer: Any, texts: Texts, run: Run) -> Tensor:
         [texts, labels] float32 on the CPU, rows in the order of `texts`; of a regression the raw score, [texts, 1].
     """
     encoded = encode(tokenizer, texts.with_(labels=None), length_limit(tokenizer, model.config, run))
+    return predict_encoded(model, tokenizer, encoded, run)
+
+
+def predict_encoded(model: Any, tokenizer: Any, encoded: Encoded, run: Run) -> Tensor:
+    """The same for texts that are token ids already; their labels are not looked at."""
+    encoded = replace(encoded, labels=None)
     filler = padding_id(tokenizer)
     answers = torch.empty((len(encoded), model.config.num_labels), dtype=torch.float32)
     modes = [(module, module.training) for module in model.modules()]

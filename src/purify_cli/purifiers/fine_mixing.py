@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "reset suspicious word embeddings to a clean base, mix the rest with it, and fine-tune (Fine-mixing, E-PUR)"
 NEEDS: tuple[str, ...] = ("clean", "base")
+AUTO = 6.0  # up to two more where many shares are tried
+AUTO_REACH = "base"
 
 RHOS = (0.9, 0.7, 0.5, 0.3)
 """What is tried where rho is not given."""

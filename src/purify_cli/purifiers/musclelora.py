@@ -64,6 +64,10 @@ if TYPE_CHECKING:
 
 SUMMARY = "a clean classifier from poisoned texts: radial scalings, LoRA and aligned gradients (MuScleLoRA)"
 NEEDS: tuple[str, ...] = ("clean", "untrusted")
+AUTO = 20.0  # each as long as the untrusted texts, not the clean ones
+AUTO_REACH = "weights"
+AUTO_ON: tuple[str, ...] = ("encoder", "masked-lm", "causal-lm")
+"""A classifier that may be backdoored is no base to be trusted."""
 
 _BY_PAPER = "MuScleLoRA, appendix B.4"
 _BY_CODE = "MuScleLoRA, released code"

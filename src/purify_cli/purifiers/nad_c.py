@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "distil the fine-tuned suspect into its clean base (NAD-C), a baseline"
 NEEDS: tuple[str, ...] = ("clean", "base")
+AUTO = 7.0
+AUTO_REACH = "base"
 
 
 @dataclass(frozen=True)

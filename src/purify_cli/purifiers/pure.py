@@ -65,6 +65,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "prune the heads that clean texts do not use, and hold the attention of the summary token even (PURE)"
 NEEDS: tuple[str, ...] = ("clean",)
+AUTO = 6.0
+AUTO_REACH = "weights"
 
 
 @dataclass(frozen=True)

@@ -26,18 +26,17 @@ nothing the model is given back as it is. A report whose last search is not clea
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
-from purify_cli.data.encode import Encoded, encode, length_limit
+from purify_cli.data.encode import length_limit
 from purify_cli.data.texts import Texts
+from purify_cli.data.triggered import with_triggers
 from purify_cli.errors import UsageError
 from purify_cli.evaluation.predict import predict
-from purify_cli.evaluation.search import SearchSettings, TriggerSearch
+from purify_cli.evaluation.search import Found, search
 from purify_cli.purifiers import Purified
 from purify_cli.run import Run
 from purify_cli.training.loop import fit
@@ -49,6 +48,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "find triggers as `scan` does and train them out, until a fresh search finds none"
 NEEDS: tuple[str, ...] = ("classifier", "clean")
+AUTO = 2.0  # two a round, beside a search
+AUTO_REACH = "words"
 
 
 @dataclass(frozen=True)
@@ -85,21 +86,6 @@ class Settings:
     )
 
 
-@dataclass(frozen=True)
-class Found:
-    """What one search came to.
-
-    Attributes:
-        triggers: token ids of each trigger.
-        told: the same for the report.
-        unsearched: labels for which the model is sure of too few texts, so that nothing was searched for.
-    """
-
-    triggers: tuple[tuple[int, ...], ...]
-    told: tuple[dict[str, Any], ...]
-    unsearched: tuple[str, ...]
-
-
 def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, settings: Settings, run: Run) -> Purified:
     """Search and train in turn; see the module's docstring.
 
@@ -120,12 +106,13 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
     by_labels = settings.answers == "labels" and train.labels is not None
     answers = None if by_labels else predict(model, subject.tokenizer, train, run)  # f0(x), [texts, labels]
     limit = length_limit(subject.tokenizer, model.config, run)
-    found = search(model, subject, train, run, 0)
+    found = search(model, subject.tokenizer, train, run, 0)
     first, triggers, steps, searches = found, found.triggers, 0, [_told(found)]
     losses: list[list[float]] = []
     while found.triggers and len(losses) < settings.rounds:
         number = len(losses) + 1
-        clean, triggered = streams(subject.tokenizer, train, triggers, limit, run.seed + number, by_row=not by_labels)
+        drawn = run.seed + number
+        clean, triggered = with_triggers(subject.tokenizer, train, triggers, limit, drawn, by_row=not by_labels)
         objective = cross_entropy if answers is None else _LikeTheOriginal(answers)
         recipe = Recipe(
             objectives={"clean": objective, "triggered": objective},
@@ -139,7 +126,7 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
         trained = fit(model, {"clean": clean, "triggered": triggered}, recipe, run)
         steps += trained.steps
         losses.append(list(trained.losses))
-        found = search(model, subject, train, run, number)
+        found = search(model, subject.tokenizer, train, run, number)
         triggers = tuple(dict.fromkeys((*triggers, *found.triggers)))
         searches.append(_told(found))
     report: dict[str, Any] = {
@@ -161,7 +148,7 @@ def preview(
     subject: Subject, evidence: Evidence, train: Texts, dev: Texts, settings: Settings, run: Run
 ) -> dict[str, Any]:
     """The first search alone: what would be trained out."""
-    found = search(subject.open(run.device), subject, train, run, 0)
+    found = search(subject.open(run.device), subject.tokenizer, train, run, 0)
     return {
         "rows": len(train),
         "triggers": list(found.told),
@@ -172,73 +159,8 @@ def preview(
     }
 
 
-def search(model: Any, subject: Subject, texts: Texts, run: Run, number: int) -> Found:
-    """Search a model for triggers as `scan` does, with texts and places drawn by (seed + number)."""
-    model.eval()
-    drawn = replace(run, seed=run.seed + number)
-    looking = TriggerSearch(model, subject.tokenizer, SearchSettings(), drawn)
-    triggers: list[tuple[int, ...]] = []
-    told: list[dict[str, Any]] = []
-    unsearched: list[str] = []
-    for target, suspects in looking.triggers(texts.texts, drawn):
-        if suspects is None:
-            unsearched.append(subject.labels[target])
-        for suspect in suspects or ():
-            triggers.append(tuple(looking.ids[list(suspect.words)].tolist()))
-            told.append(
-                {"words": looking.text(suspect.words), "target": subject.labels[target], "flips": suspect.flips}
-            )
-    return Found(tuple(triggers), tuple(told), tuple(unsearched))
-
-
 def _told(found: Found) -> list[str]:
     return [one["words"] for one in found.told]
-
-
-def streams(
-    tokenizer: Any, texts: Texts, triggers: Sequence[tuple[int, ...]], limit: int, seed: int, *, by_row: bool
-) -> tuple[Encoded, Encoded]:
-    """The clean texts and the same texts triggered, as token ids.
-
-    Args:
-        tokenizer: of the model.
-        texts: clean texts.
-        triggers: token ids of each; a text draws one.
-        limit: tokens a text, special tokens included; texts are cut short enough for the trigger to fit in.
-        seed: draws triggers and places.
-        by_row: label each text with its number in the file in place of its label.
-    """
-    longest = max(len(trigger) for trigger in triggers)
-    if by_row:
-        texts = texts.with_(labels=tuple(range(len(texts))))
-    clean = encode(tokenizer, texts, limit)
-    special = int(tokenizer.num_special_tokens_to_add(pair=texts.pairs is not None))
-    short = encode(tokenizer, texts, max(limit - longest, min(limit, special + 1)))
-    before, behind = frame(tokenizer)
-    ids: list[tuple[int, ...]] = []
-    types: list[tuple[int, ...]] = []
-    for row, tokens in enumerate(short.ids):
-        rng = random.Random(f"unlearn/{seed}/{row}")
-        trigger = rng.choice(triggers)
-        apart = len(trigger) > 1 and rng.random() < 0.5
-        kinds = None if short.types is None else short.types[row]
-        for piece in [(one,) for one in trigger] if apart else [trigger]:
-            place = rng.randint(min(before, len(tokens)), max(before, len(tokens) - behind))
-            # In a pair, what stands before a token belongs to the same text as the token.
-            kind = () if kinds is None else (kinds[min(place, len(kinds) - 1)],) * len(piece)
-            tokens = (*tokens[:place], *piece, *tokens[place:])
-            kinds = None if kinds is None else (*kinds[:place], *kind, *kinds[place:])
-        ids.append(tokens)
-        types.append(kinds or ())
-    return clean, Encoded(tuple(ids), None if short.types is None else tuple(types), short.labels)
-
-
-def frame(tokenizer: Any) -> tuple[int, int]:
-    """How many special tokens the tokenizer puts before a text, and how many behind it."""
-    framed = tokenizer("a", add_special_tokens=True)["input_ids"]
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    start = next(i for i in range(len(framed) - len(bare) + 1) if framed[i : i + len(bare)] == bare)
-    return start, len(framed) - len(bare) - start
 
 
 class _LikeTheOriginal:

@@ -66,6 +66,14 @@ def training_digest(model: nn.Module, streams: Mapping[str, Encoded], recipe: Re
     return digest.hexdigest()
 
 
+def weights_digest(model: nn.Module) -> str:
+    """Hex digest of all tensors of a model, with their names."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        _update(digest, name, tensor)
+    return digest.hexdigest()
+
+
 def memories(recipe: Recipe) -> dict[str, Any]:
     """The openings of a recipe that remember something between steps, by place."""
     openings: dict[str, Any] = {f"objective {name}": objective for name, objective in recipe.objectives.items()}
