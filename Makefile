@@ -79,9 +79,10 @@ format: $(VENV)/.developer
 docs: $(VENV)/.developer
 	$(BIN)/python -m pytest -q tests/test_docs.py
 
-# The tables of docs/benchmarks.md, from benchmarks/results/.
-benchmarks-page: $(VENV)/.created
+# The tables of docs/benchmarks.md and the pictures of the matrix, from benchmarks/results/.
+benchmarks-page: $(VENV)/.installed
 	$(BIN)/python benchmarks/render.py
+	$(BIN)/python benchmarks/matrix_figures.py --results benchmarks/results/matrix.jsonl --out docs/figures
 
 fixtures: $(VENV)/.installed
 	$(BIN)/python fixtures/make.py

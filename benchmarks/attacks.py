@@ -17,12 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from through_cli import make, run, tail
 
 
 def main() -> None:
@@ -40,11 +40,11 @@ def main() -> None:
             started = time.perf_counter()
             attacked, tuned = (work / f"{case['name']}-{seed}{end}" for end in ("", "-finetuned"))
             if case["attack"] is None:
-                _make(attacked, ["purify", case["base"], "--method", "finetune", *case["train"]], seed)
+                make(attacked, ["purify", case["base"], "--method", "finetune", *case["train"]], seed)
             else:
-                _make(attacked, ["poison", case["base"], *case["attack"]], seed)
+                make(attacked, ["poison", case["base"], *case["attack"]], seed)
             poisoning = time.perf_counter() - started
-            _make(
+            make(
                 tuned,
                 ["purify", str(attacked), "--method", "finetune", "--clean", case["clean"], *case["victim"]],
                 seed,
@@ -66,12 +66,6 @@ def main() -> None:
             print(f"{case['name']:20} seed {seed}  ASR before {told[0]}  after {told[1]}", flush=True)
 
 
-def _make(out: Path, command: Sequence[str], seed: int) -> None:
-    if (out / "config.json").exists():
-        return
-    _purify([*command, "--out", str(out), "--seed", str(seed), "--quiet", "--format", "json"], allowed=(0, 1))
-
-
 def _measured(case: Mapping[str, Any], model: Path, twin: Path, seed: int) -> dict[str, Any]:
     """CACC of model and twin, and the ASR of every trigger beside the twin's."""
     common = ["eval", str(model), str(twin), "--twin", str(twin), "--test", case["test"]]
@@ -81,12 +75,12 @@ def _measured(case: Mapping[str, Any], model: Path, twin: Path, seed: int) -> di
     found = []
     for target in targets:
         what = ["--poisoned", case["poisoned"]] if "poisoned" in case else [*triggers, "--target", target]
-        found.append(json.loads(_purify(common + what))["eval"]["checkpoints"])
+        found.append(json.loads(run(common + what))["eval"]["checkpoints"])
     by_trigger = zip(*(subject["asr"] for subject, _ in found), strict=True)
     rates = [max(targets, key=lambda rate: float(rate["excess"]["value"])) for targets in by_trigger]
     for rate in rates:
         if rate["trigger"] == case.get("poisoned"):
-            rate["trigger"] = "/".join(Path(rate["trigger"]).parts[-2:])
+            rate["trigger"] = tail(rate["trigger"])
     model_found, twin_found = found[0]
     return {
         "cacc": model_found["cacc"],
@@ -96,15 +90,6 @@ def _measured(case: Mapping[str, Any], model: Path, twin: Path, seed: int) -> di
         "floor_mean": sum(rate["floor"]["value"] for rate in rates) / len(rates),
         "lfr": model_found["lfr"],
     }
-
-
-def _purify(command: Sequence[str], allowed: tuple[int, ...] = (0,)) -> str:
-    ended = subprocess.run(
-        [sys.executable, "-m", "purify_cli", *command], capture_output=True, text=True, encoding="utf-8", check=False
-    )
-    if ended.returncode not in allowed:
-        raise SystemExit(f"{' '.join(command)}: exit code {ended.returncode}\n{ended.stderr.strip()}")
-    return ended.stdout
 
 
 def _arguments() -> argparse.Namespace:

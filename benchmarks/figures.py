@@ -20,6 +20,9 @@ from matplotlib.figure import Figure
 
 Curves = Mapping[str, Any]
 
+Panel = tuple[str, Callable[[Axes], None]]
+"""Title of a panel, and what paints it."""
+
 
 def main() -> None:
     """Draw what the results hold."""
@@ -38,11 +41,11 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     vanilla, controlled = curves["vanilla"], curves["gradient_control"]
     name = arguments.form
-    _picture(out / f"{name}-loss.svg", [("", lambda axes: _losses(axes, vanilla))])
+    draw(out / f"{name}-loss.svg", [("", lambda axes: _losses(axes, vanilla))])
     both = [("plain sum", vanilla), ("gradient control", controlled)]
-    _picture(out / f"{name}-magnitude.svg", [(title, lambda axes, of=of: _magnitudes(axes, of)) for title, of in both])
-    _picture(out / f"{name}-cosine.svg", [(title, lambda axes, of=of: _cosines(axes, of)) for title, of in both])
-    _picture(out / f"{name}-w.svg", [("", lambda axes: _weights(axes, controlled))])
+    draw(out / f"{name}-magnitude.svg", [(title, lambda axes, of=of: _magnitudes(axes, of)) for title, of in both])
+    draw(out / f"{name}-cosine.svg", [(title, lambda axes, of=of: _cosines(axes, of)) for title, of in both])
+    draw(out / f"{name}-w.svg", [("", lambda axes: _weights(axes, controlled))])
 
 
 def _losses(axes: Axes, curves: Curves) -> None:
@@ -91,12 +94,13 @@ def _late(points: Sequence[Sequence[float]]) -> list[float]:
     return [sum(column) / len(late) for column in zip(*late, strict=True)]
 
 
-def _picture(file: Path, panels: Sequence[tuple[str, Callable[[Axes], None]]]) -> None:
+def draw(file: Path, panels: Sequence[Panel]) -> None:
+    """An SVG of panels side by side; the same drawing gives the same bytes."""
     with mpl.rc_context({"svg.hashsalt": "purify", "svg.fonttype": "none"}):
         figure = Figure(figsize=(5 * len(panels), 3.4), layout="constrained")
-        for number, (title, draw) in enumerate(panels, start=1):
+        for number, (title, paint) in enumerate(panels, start=1):
             axes = figure.add_subplot(1, len(panels), number)
-            draw(axes)
+            paint(axes)
             axes.set_title(title)
         figure.savefig(file, format="svg", metadata={"Date": None})
 

@@ -12,64 +12,64 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import matrix_tables
+from tables import Line, code, escaped, interval, last, markdown_table, short
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 RESULTS = Path(__file__).resolve().parent / "results"
 
-Line = Mapping[str, Any]
-
-NOTHING = "*Not measured yet.*"
 CELLS = ("before", "finetune", "prune-only", "normalize-only", "pure", "paper-finetune", "paper-pure")
 """Order of the ways to purify; others follow by name."""
 
 
 def poison(lines: Sequence[Line]) -> str:
     rows = []
-    for line in _last(lines, lambda line: (line["name"], line["seed"])):
+    for line in last(lines, lambda line: (line["name"], line["seed"])):
         for number, rate in enumerate(line["asr"]):
             first = number == 0
             rows.append(
                 [
-                    _text(line["name"]) if first else "",
+                    escaped(line["name"]) if first else "",
                     str(line["layers"]) if first else "",
                     str(line["seed"]) if first else "",
-                    _rate(line["cacc"]) if first else "",
-                    _rate(line["twin_cacc"]) if first else "",
+                    interval(line["cacc"]) if first else "",
+                    interval(line["twin_cacc"]) if first else "",
                     str(line["cacc"]["n"]) if first else "",
-                    _code(_short(rate["trigger"])),
-                    _rate(rate["rate"]),
-                    _rate(rate["floor"]),
+                    code(short(rate["trigger"])),
+                    interval(rate["rate"]),
+                    interval(rate["floor"]),
                     str(rate["rate"]["n"]),
                 ]
             )
     heads = ["attack", "layers", "seed", "CACC", "CACC of the twin", "n", "trigger", "ASR", "floor (twin)", "n"]
-    return _table(heads, rows)
+    return markdown_table(heads, rows)
 
 
 def scan(lines: Sequence[Line]) -> str:
     rows = []
-    for line in _last(lines, lambda line: tuple(line[part] for part in ("name", "base", "budget", "seed"))):
+    for line in last(lines, lambda line: tuple(line[part] for part in ("name", "base", "budget", "seed"))):
         rows.append(
             [
-                _text(line["name"]),
+                escaped(line["name"]),
                 "yes" if line["base"] else "no",
-                _text(line["budget"]),
+                escaped(line["budget"]),
                 str(line["seed"]),
                 line["expected"],
                 line["outcome"] if line["outcome"] == line["expected"] else f"**{line['outcome']}**",
                 "" if not line["true"] else "none" if line["rank"] is None else str(line["rank"]),
                 f"{line['hits']} of {len(set(line['true']))}" if line["true"] else "",
-                " ".join(_code(word) for word in line["named"]),
+                " ".join(code(word) for word in line["named"]),
                 f"{line['seconds']:.0f}",
                 f"{line['forward_passes']:,}",
             ]
         )
     heads = ["checkpoint", "base", "budget", "seed", "expected", "outcome", "first true word at", "true in first ten"]
-    return _table([*heads, "first ten words named", "seconds", "texts through the model"], rows)
+    return markdown_table([*heads, "first ten words named", "seconds", "texts through the model"], rows)
 
 
 def pure(lines: Sequence[Line]) -> str:
@@ -82,26 +82,26 @@ def pure(lines: Sequence[Line]) -> str:
         return (attacks.index(line["attack"]), line["seed"], bool(other), known, line["cell"])
 
     rows = []
-    for line in sorted(_last(lines, lambda line: (line["attack"], line["cell"], line["seed"])), key=place):
+    for line in sorted(last(lines, lambda line: (line["attack"], line["cell"], line["seed"])), key=place):
         metrics = line["metrics"]
         way, _, other = line["cell"].partition(":")
         for rate in metrics["asr"]:
             rows.append(
                 [
-                    _text(line["attack"]),
-                    " ".join([_text(way), *(_code(item) for item in other.split(",") if item)]),
+                    escaped(line["attack"]),
+                    " ".join([escaped(way), *(code(item) for item in other.split(",") if item)]),
                     _settings(way, line["settings"]),
                     str(line["seed"]),
-                    _rate(metrics["cacc"]),
-                    _rate(rate["rate"]),
-                    _rate(rate["floor"]),
-                    _rate(rate["excess"], sign=True),
+                    interval(metrics["cacc"]),
+                    interval(rate["rate"]),
+                    interval(rate["floor"]),
+                    interval(rate["excess"], sign=True),
                     f"{metrics['cacc']['n']} / {rate['rate']['n']}",
                     str(line["pruned"]) if line["settings"] is not None else "",
                 ]
             )
     heads = ["attack", "way", "settings", "seed", "CACC", "ASR", "floor", "excess", "n (clean / triggered)"]
-    return _table([*heads, "heads pruned"], rows)
+    return markdown_table([*heads, "heads pruned"], rows)
 
 
 def _settings(way: str, settings: Mapping[str, Any] | None) -> str:
@@ -118,15 +118,15 @@ def _settings(way: str, settings: Mapping[str, Any] | None) -> str:
 def speed(lines: Sequence[Line]) -> str:
     rows = []
     keys = ("model", "rows", "seed", "preset", "set", "settings", "threads", "eager_everywhere")
-    for line in _last(lines, lambda line: tuple(str(line[key]) for key in keys)):
+    for line in last(lines, lambda line: tuple(str(line[key]) for key in keys)):
         for number, (part, ratio) in enumerate(line["ratio"].items()):
             first = number == 0
             took = line["seconds"][part]
             rows.append(
                 [
-                    f"{_text(line['model'])}, {line['layers']} layers" if first else "",
+                    f"{escaped(line['model'])}, {line['layers']} layers" if first else "",
                     f"{line['train']} + {line['dev']}, {line['mean_tokens']} tokens" if first else "",
-                    f"{_text(line['preset'])} {' '.join(map(_code, line['set']))}".strip() if first else "",
+                    f"{escaped(line['preset'])} {' '.join(map(code, line['set']))}".strip() if first else "",
                     str(line["settings"]["epochs"]) if first else "",
                     f"{line['seed']}, {line['threads']}" if first else "",
                     ("never" if line["eager_everywhere"] else "where it can") if first else "",
@@ -146,7 +146,7 @@ def speed(lines: Sequence[Line]) -> str:
         "the reference fuses attention",
         "part",
     ]
-    return _table([*heads, "ours, s", "reference, s", "times faster", "same heads pruned"], rows)
+    return markdown_table([*heads, "ours, s", "reference, s", "times faster", "same heads pruned"], rows)
 
 
 PAPER_LFR: dict[tuple[str, str], dict[str, tuple[float, float]]] = {
@@ -197,21 +197,21 @@ def adapters(lines: Sequence[Line]) -> str:
 
     keys = ("form", "pair", "method", "seed", "rate", "victim_rate")
     rows = []
-    for line in sorted(_last(lines, lambda line: tuple(line[key] for key in keys)), key=place):
+    for line in sorted(last(lines, lambda line: tuple(line[key] for key in keys)), key=place):
         name, _, other = line["method"].partition(":")
         paper = PAPER_LFR.get((line["form"], line["pair"]), {}).get("" if other else name)
         rows.append(
             [
-                _text(line["form"]),
-                _text(line["pair"].replace(":", " → ")),
-                " ".join([_text(name), *(_code(item) for item in other.split(",") if item)]),
+                escaped(line["form"]),
+                escaped(line["pair"].replace(":", " → ")),
+                " ".join([escaped(name), *(code(item) for item in other.split(",") if item)]),
                 str(line["seed"]),
                 f"{line['rate']:g}, {line['victim_rate']:g}",
-                _rate(line["before"]["lfr"]),
-                _rate(line["after"]["lfr"]),
-                _rate(line["after"]["asr"]),
-                _rate(line["after"]["untriggered"]),
-                _rate(line["after"]["cacc"]),
+                interval(line["before"]["lfr"]),
+                interval(line["after"]["lfr"]),
+                interval(line["after"]["asr"]),
+                interval(line["after"]["untriggered"]),
+                interval(line["after"]["cacc"]),
                 f"{line['after']['lfr']['n']} / {line['after']['asr']['n']}",
                 "" if paper is None else f"{paper[0]} / {paper[1]}",
             ]
@@ -227,14 +227,14 @@ def adapters(lines: Sequence[Line]) -> str:
         "ASR after",
         "untriggered",
     ]
-    return _table([*heads, "CACC after", "n (LFR, CACC / ASR)", "paper: LFR / CACC, %"], rows)
+    return markdown_table([*heads, "CACC after", "n (LFR, CACC / ASR)", "paper: LFR / CACC, %"], rows)
 
 
 def attacks(lines: Sequence[Line]) -> str:
     """No-Defense and Clean-FT of GBA's table 2, for every attack on whole models."""
     paper = {"badnets": 100, "embedding": 79, "ripple": 67, "neuba": 61}
     rows = []
-    for line in _last(lines, lambda line: (line["name"], line["seed"])):
+    for line in last(lines, lambda line: (line["name"], line["seed"])):
         cells = []
         for when in ("before", "after"):
             found = line[when]
@@ -243,24 +243,24 @@ def attacks(lines: Sequence[Line]) -> str:
                 continue
             rates = [rate["rate"] for rate in found["asr"]]
             texts = sum(rate["n"] for rate in rates)
-            each = ", ".join(f"{_code(_short(rate['trigger']))} {rate['rate']['value']:.3f}" for rate in found["asr"])
+            each = ", ".join(f"{code(short(rate['trigger']))} {rate['rate']['value']:.3f}" for rate in found["asr"])
             cells += [
                 f"{found['cacc']['value']:.3f} ({found['cacc']['value'] - found['twin_cacc']['value']:+.3f})",
                 f"{found['asr_mean']:.3f} at {found['floor_mean']:.3f}, n {texts}",
                 each,
             ]
-        rows.append([_text(line["name"]), str(line["seed"]), *cells, str(paper.get(line["name"], ""))])
+        rows.append([escaped(line["name"]), str(line["seed"]), *cells, str(paper.get(line["name"], ""))])
     heads = ["attack", "seed", "CACC (beside the twin)", "mean ASR at floor", "each trigger"]
     after = ["CACC after the victim", "mean ASR at floor", "each trigger", "paper: ASR after, %"]
-    return _table([*heads, *after], rows)
+    return markdown_table([*heads, *after], rows)
 
 
-def attack_cost(lines: Sequence[Line]) -> str:
+def cost(lines: Sequence[Line]) -> str:
     rows = [
         [
-            _text(line["way"]),
-            _text(line["base"]),
-            _text(line["pet"] or "whole model"),
+            escaped(line["way"]),
+            escaped(line["base"]),
+            escaped(line["pet"] or "whole model"),
             str(line["rows"]),
             f"{line['threads']} / {line['repeat']}",
             f"{line['seconds']:.1f}",
@@ -268,10 +268,10 @@ def attack_cost(lines: Sequence[Line]) -> str:
             str(line["peak_megabytes"]),
             f"{line['times_peak']:.2f}",
         ]
-        for line in _last(lines, lambda line: tuple(str(line[key]) for key in ("way", "base", "pet", "rows")))
+        for line in last(lines, lambda line: tuple(str(line[key]) for key in ("way", "base", "pet", "rows")))
     ]
     heads = ["way", "base", "trained", "rows", "threads / repeats", "seconds", "× plain", "peak MB", "× plain"]
-    return _table(heads, rows)
+    return markdown_table(heads, rows)
 
 
 def help_time(lines: Sequence[Line]) -> str:
@@ -279,26 +279,7 @@ def help_time(lines: Sequence[Line]) -> str:
         [*(f"{seconds:.2f}" for seconds in line["seconds"].values()), f"**{line['share']:.2f}**", str(line["repeat"])]
         for line in lines[-1:]
     ]
-    return _table(["`purify --help`, s", "`import torch`, s", "share", "repeats"], rows)
-
-
-def purifiers(lines: Sequence[Line]) -> str:
-    rows = [
-        [
-            _text(line["attack"]),
-            " ".join([_text(line["method"]), *map(_code, line["set"])]),
-            str(line["seed"]),
-            f"{line['before']['cacc']['value']:.3f} / {line['before']['asr']['value']:.3f}",
-            _rate(line["after"]["cacc"]),
-            _rate(line["after"]["rate"]),
-            _rate(line["after"]["floor"]),
-            _rate(line["after"]["excess"], sign=True),
-            f"{line['after']['cacc']['n']} / {line['after']['rate']['n']}",
-        ]
-        for line in _last(lines, lambda line: (line["attack"], line["method"], tuple(line["set"]), line["seed"]))
-    ]
-    heads = ["attack", "method", "seed", "CACC / ASR before", "CACC", "ASR", "floor", "excess", "n (clean / triggered)"]
-    return _table(heads, rows)
+    return markdown_table(["`purify --help`, s", "`import torch`, s", "share", "repeats"], rows)
 
 
 TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
@@ -307,14 +288,18 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "held_out": scan,
     "pure_dev": pure,
     "pure": pure,
-    "purifiers": purifiers,
     "speed": speed,
     "help": help_time,
     "attacks": attacks,
     "adapters": adapters,
-    "attack_cost": attack_cost,
+    "attack_cost": cost,
+    "purifier_cost": cost,
+    **matrix_tables.TABLES,
 }
-"""Name of the marker, and of the file of results."""
+"""Name of the marker, and of the file of results, but for those of one file together."""
+
+FILES: dict[str, str] = dict.fromkeys(matrix_tables.TABLES, "matrix")
+"""Name of the marker -> name of the file of results, where the two differ."""
 
 
 def render(page: str, results: Path) -> str:
@@ -332,7 +317,7 @@ def render(page: str, results: Path) -> str:
             raise ValueError(f"the page needs one {begin} and one {end} behind it")
         before, rest = page.split(begin)
         after = rest.split(end)[1]
-        page = f"{before}{begin}\n{table(read(results / f'{name}.jsonl'))}\n{end}{after}"
+        page = f"{before}{begin}\n{table(read(results / f'{FILES.get(name, name)}.jsonl'))}\n{end}{after}"
     return page
 
 
@@ -340,40 +325,6 @@ def read(file: Path) -> list[Line]:
     if not file.exists():
         return []
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def _last(lines: Iterable[Line], key: Callable[[Line], Any]) -> list[Line]:
-    """Of lines with the same key the last, at the place of the first."""
-    return list({key(line): line for line in lines}.values())
-
-
-def _rate(rate: Mapping[str, Any] | None, *, sign: bool = False) -> str:
-    if rate is None or rate["value"] is None:
-        return ""
-    form = "+.3f" if sign else ".3f"
-    return f"{rate['value']:{form}} [{rate['low']:{form}}, {rate['high']:{form}}]"
-
-
-def _short(trigger: str) -> str:
-    """Of a file its folder and its name; words are left as they are."""
-    return "/".join(Path(trigger).parts[-2:]) if trigger.endswith((".csv", ".tsv", ".jsonl", ".parquet")) else trigger
-
-
-def _text(value: Any) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(str(value).split()))
-
-
-def _code(value: str) -> str:
-    """As code, whatever it holds: words come from vocabularies of strangers."""
-    shown = "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in value)
-    shown = shown.replace("`", "'").replace("|", "\\|")
-    return f"`{shown}`" if shown.strip() else "` `"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return NOTHING
-    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows])
 
 
 def main() -> int:

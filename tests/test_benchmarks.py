@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -16,21 +15,11 @@ import pytest
 import torch
 
 import tiny
+from benchmark_scripts import FOLDER, script
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "benchmarks"
+NOTHING = script("tables").NOTHING
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if "argparse" in path.read_text(encoding="utf-8"))
-
-
-def script(name: str) -> ModuleType:
-    """benchmarks/NAME.py as a module; the folder is no package."""
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def rate(value: float, n: int = 100) -> dict[str, Any]:
@@ -101,7 +90,7 @@ def test_cases_name_their_truth() -> None:
 
 def test_tables_without_results(render: ModuleType, tmp_path: Path) -> None:
     page = render.render(empty_page(render), tmp_path)
-    assert page.count(render.NOTHING) == len(render.TABLES)
+    assert page.count(NOTHING) == len(render.TABLES)
     assert page.count("kept") == len(render.TABLES)
 
 
