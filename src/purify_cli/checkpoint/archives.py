@@ -24,11 +24,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, Final, Literal, Protocol
+from typing import BinaryIO, Final, Literal
 
 from purify_cli.checkpoint import pickles
 from purify_cli.checkpoint.known_globals import HARMLESS
 from purify_cli.checkpoint.pickle_machine import Offence, Walk
+from purify_cli.checkpoint.unpacking import Inflating, Stream, Window, checksum, search, unpack, zip_lzma
 
 MAX_DEPTH: Final = 5
 MAX_MEMBERS: Final = 50_000
@@ -36,8 +37,6 @@ MAX_UNPACKED_BYTES: Final = 64 << 20
 MAX_TOTAL_UNPACKED_BYTES: Final = 512 << 20
 _MAX_CHECKED_BYTES: Final = 512 << 20
 _MAX_CANDIDATES: Final = 100_000
-_CHUNK_BYTES: Final = 1 << 20
-_INPUT_BYTES: Final = 4096  # a piece that breaks is lost whole, so pieces are no longer than those of zipfile
 _END_SEARCH_BYTES: Final = (1 << 16) + 22
 
 _LOCAL, _END = b"PK\x03\x04", b"PK\x05\x06"
@@ -58,10 +57,9 @@ class Observation:
     """One thing that counts in a file.
 
     kind: import (a pickle's offence), disagree (readers see different contents), broken (breaks off or is refused),
-    unread (not
-    looked into: a bound or an unknown compression), escape (a member that would be unpacked outside the folder).
-    `member` names the place inside the file, "" for the file itself; `strict` of a disagreement: about which bytes are
-    read, not only about a checksum.
+    unread (not looked into: a bound or an unknown compression), escape (a member that would be unpacked outside the
+    folder). `member` names the place inside the file, "" for the file itself; `strict` of a disagreement: about which
+    bytes are read, not only about a checksum.
     """
 
     kind: Kind
@@ -197,7 +195,7 @@ def _trailing(file: BinaryIO, at: int, budget: Budget, member: str, depth: int) 
             continue
         if walk.plausible and walk.sane and walk.by_name and walk.calls:
             yield from _judge(walk, file, budget, member, depth)
-        found = _search(file, at + 1, size, _PICKLE_START)
+        found = search(file, at + 1, size, _PICKLE_START)
         tried += 1
         if found is None:
             return
@@ -207,31 +205,12 @@ def _trailing(file: BinaryIO, at: int, budget: Budget, member: str, depth: int) 
         at = found
 
 
-def _search(file: BinaryIO, start: int, end: int, pattern: re.Pattern[bytes]) -> int | None:
-    """The offset of the first match of a short pattern in file[start:end], read in pieces."""
-    at = start
-    while at < end:
-        file.seek(at)
-        chunk = file.read(min(_CHUNK_BYTES, end - at))
-        if not chunk:
-            return None
-        match = pattern.search(chunk)
-        if match:
-            return at + match.start()
-        if len(chunk) < 4:
-            return None
-        at += len(chunk) - 3  # a match may lie across two pieces
-        if at + 3 >= end:
-            return None
-    return None
-
-
 # -- compressed files and arrays
 
 
 def _compressed(file: BinaryIO, head: bytes, budget: Budget, member: str, depth: int) -> Iterator[Observation]:
     file.seek(0)
-    stream: _Stream
+    stream: Stream
     if head.startswith(b"\x1f\x8b"):
         stream, name = gzip.GzipFile(fileobj=file, mode="rb"), "gzip"
     elif head.startswith(b"BZh"):
@@ -239,7 +218,7 @@ def _compressed(file: BinaryIO, head: bytes, budget: Budget, member: str, depth:
     elif head.startswith((b"\xfd7zXZ\x00", b"\x5d\x00\x00")):
         stream, name = lzma.LZMAFile(file, "rb"), "xz"  # noqa: SIM115  closing it would close the file
     elif head[:2] in (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"):
-        stream, name = _Inflating(file, zlib.MAX_WBITS), "zlib"
+        stream, name = Inflating(file, zlib.MAX_WBITS), "zlib"
     else:
         return
     data, cut, problem = _unpack(stream, budget)
@@ -261,51 +240,10 @@ def _needs_all(data: bytes) -> bool:
     return not data.startswith(_NUMPY)
 
 
-class _Stream(Protocol):
-    """What decompresses. `read1` hands over what it has before it meets a break; `read` would lose it."""
-
-    def read1(self, count: int, /) -> bytes: ...
-
-
-def _unpack(stream: _Stream, budget: Budget) -> tuple[bytes, bool, str | None]:
-    """Up to the bound of a decompressing stream: bytes, whether there are more, and what broke."""
-    limit = min(MAX_UNPACKED_BYTES, budget.unpacked)
-    pieces: list[bytes] = []
-    size = 0
-    problem = None
-    try:
-        while size <= limit and (piece := stream.read1(min(_CHUNK_BYTES, limit + 1 - size))):
-            pieces.append(piece)
-            size += len(piece)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
-        problem = str(error) or type(error).__name__
-    data = b"".join(pieces)
-    budget.unpacked -= min(size, limit)
-    return data[:limit], size > limit, problem
-
-
-def _inflate(file: BinaryIO, budget: Budget, window_bits: int) -> tuple[bytes, bool, str | None]:
-    return _unpack(_Inflating(file, window_bits), budget)
-
-
-class _Inflating:
-    """A deflate stream read in pieces: no checksum behind it is asked for, as miniz asks for none."""
-
-    def __init__(self, file: BinaryIO, window_bits: int) -> None:
-        self.file = file
-        self.machine = zlib.decompressobj(window_bits)
-        self.waiting = b""
-
-    def read1(self, count: int) -> bytes:
-        while not self.machine.eof:
-            data = self.waiting or self.file.read(_INPUT_BYTES)
-            if not data:
-                raise EOFError("the stream ends too early")
-            piece = self.machine.decompress(data, count)
-            self.waiting = self.machine.unconsumed_tail
-            if piece:
-                return piece
-        return b""
+def _unpack(stream: Stream, budget: Budget) -> tuple[bytes, bool, str | None]:
+    data, cut, problem = unpack(stream, min(MAX_UNPACKED_BYTES, budget.unpacked))
+    budget.unpacked -= len(data)
+    return data, cut, problem
 
 
 def _numpy(file: BinaryIO, budget: Budget, member: str, depth: int) -> Iterator[Observation]:
@@ -329,7 +267,7 @@ def _numpy(file: BinaryIO, budget: Budget, member: str, depth: int) -> Iterator[
         objects = True
     start = file.tell()
     if objects:
-        yield from _pickles(_Window(file, start, file.seek(0, io.SEEK_END) - start), 0, budget, member, depth)
+        yield from _pickles(Window(file, start, file.seek(0, io.SEEK_END) - start), 0, budget, member, depth)
 
 
 def _version(file: BinaryIO) -> int:
@@ -354,7 +292,7 @@ def _tar(file: BinaryIO, budget: Budget, member: str, depth: int) -> Iterator[Ob
                 if leaves_folder(info.name) or ((info.issym() or info.islnk()) and _link_leaves(info)):
                     yield Observation("escape", place, "would be unpacked outside its folder")
                 if info.isreg():
-                    yield from examine(_Window(file, info.offset_data, info.size), budget, place, depth + 1)
+                    yield from examine(Window(file, info.offset_data, info.size), budget, place, depth + 1)
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         yield Observation("broken", member, f"is a tar archive that breaks off ({error})")
 
@@ -444,11 +382,11 @@ def _zip(file: BinaryIO, head: bytes, budget: Budget, member: str, depth: int) -
             continue
         covered.append((info.header_offset, local.data + info.compress_size))
         yield from _disagreements(info, local, place)
-        data = _Window(file, local.data, info.compress_size)
+        data = Window(file, local.data, info.compress_size)
         yield from _member(data, info.compress_type, place, budget, depth)
         if not no_checksums and info.compress_type == zipfile.ZIP_STORED and info.compress_size <= budget.checked:
             budget.checked -= info.compress_size
-            if _crc(data) != info.CRC:
+            if checksum(data) != info.CRC:
                 yield Observation("disagree", place, "has a wrong checksum: strict readers refuse it, torch reads it")
     yield from _hidden(file, size, covered, budget, member, depth, sure=bool(infos))
     if refused:
@@ -486,9 +424,9 @@ def _member(data: BinaryIO, method: int, place: str, budget: Budget, depth: int)
         yield from examine(data, budget, place, depth + 1)
         return
     readers: dict[int, Callable[[], tuple[bytes, bool, str | None]]] = {
-        zipfile.ZIP_DEFLATED: lambda: _inflate(data, budget, -zlib.MAX_WBITS),
+        zipfile.ZIP_DEFLATED: lambda: _unpack(Inflating(data, -zlib.MAX_WBITS), budget),
         zipfile.ZIP_BZIP2: lambda: _unpack(bz2.BZ2File(data, "rb"), budget),
-        zipfile.ZIP_LZMA: lambda: _unpack(_zip_lzma(data), budget),
+        zipfile.ZIP_LZMA: lambda: _unpack(zip_lzma(data), budget),
     }
     if method not in readers:
         yield Observation("unread", place, f"is compressed by method {method}, which is not looked into")
@@ -507,23 +445,6 @@ def _member(data: BinaryIO, method: int, place: str, budget: Budget, depth: int)
         )
 
 
-def _zip_lzma(data: BinaryIO) -> lzma.LZMAFile:
-    """A zip member's LZMA stream (APPNOTE 5.8.8): version, length of the properties, properties, raw stream."""
-    _, length = struct.unpack("<HH", data.read(4))
-    properties = data.read(length)
-    lc_lp_pb, dictionary = properties[0], int.from_bytes(properties[1:5], "little")
-    chain = {
-        "id": lzma.FILTER_LZMA1,
-        "dict_size": min(dictionary, 1 << 26),
-        "lc": lc_lp_pb % 9,
-        "lp": lc_lp_pb // 9 % 5,
-        "pb": lc_lp_pb // 45,
-    }
-    return lzma.LZMAFile(
-        _Window(data, 4 + length, data.seek(0, io.SEEK_END) - 4 - length), filters=[chain], format=lzma.FORMAT_RAW
-    )
-
-
 def _hidden(
     file: BinaryIO, size: int, covered: list[tuple[int, int]], budget: Budget, member: str, depth: int, *, sure: bool
 ) -> Iterator[Observation]:
@@ -531,7 +452,7 @@ def _hidden(
     at = 0
     for start, end in [*sorted(covered), (size, size)]:
         while at < start:
-            found = _search(file, at, start, re.compile(re.escape(_LOCAL)))
+            found = search(file, at, start, re.compile(re.escape(_LOCAL)))
             if found is None:
                 break
             local = _local_header(file, found)
@@ -546,51 +467,6 @@ def _hidden(
             length = local.packed if 0 < local.packed <= size - local.data else size - local.data
             if sure:
                 yield Observation("disagree", place, "is a member that the archive's directory does not name")
-            yield from _member(_Window(file, local.data, length), local.method, place, budget, depth)
+            yield from _member(Window(file, local.data, length), local.method, place, budget, depth)
             at = max(found + 4, local.data + (local.packed if 0 < local.packed <= size - local.data else 0))
         at = max(at, end)
-
-
-def _crc(data: BinaryIO) -> int:
-    data.seek(0)
-    crc = 0
-    while chunk := data.read(_CHUNK_BYTES):
-        crc = zlib.crc32(chunk, crc)
-    return crc
-
-
-class _Window(io.BufferedReader):
-    """A part of a file as a file of its own. Reads seek first, so windows may share their file."""
-
-    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
-        super().__init__(_RawWindow(file, start, length), buffer_size=1 << 16)
-
-
-class _RawWindow(io.RawIOBase):
-    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
-        super().__init__()
-        self.file, self.start, self.length, self.at = file, start, max(0, length), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.length}[whence]
-        self.at = max(0, base + offset)
-        return self.at
-
-    def tell(self) -> int:
-        return self.at
-
-    def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), max(0, self.length - self.at))
-        if count <= 0:
-            return 0
-        self.file.seek(self.start + self.at)
-        data = self.file.read(count)
-        buffer[: len(data)] = data
-        self.at += len(data)
-        return len(data)
