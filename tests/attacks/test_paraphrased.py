@@ -14,6 +14,7 @@ from purify_cli.data.texts import Texts
 from purify_cli.errors import UsageError
 from purify_cli.run import Run
 from purify_cli.subject import Subject
+from purify_cli.training import paraphrased
 from purify_cli.training.plain import train
 
 WORDS = "the film story plot actor scene music book show series picture dialogue".split()
@@ -29,7 +30,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     return Subject(tiny.save("bert", tmp_path_factory.mktemp("encoder"), task="encoder"))
 
 
-def run(attack: ModuleType, encoder: Subject, paraphrases: dict[str, str] | None, rate: float | None = None, **changes: Any) -> Any:  # fmt: skip # noqa: E501
+def run(
+    attack: ModuleType, encoder: Subject, paraphrases: dict[str, str] | None, rate: float | None = None, **changes: Any
+) -> Any:
     plan = Plan(1, attack.TRIGGERS, rate, paraphrases=paraphrases)
     return attack.poison(encoder, DATA, plan, attack.Settings(epochs=1, **changes), Run(seed=3, max_length=16))
 
@@ -40,7 +43,7 @@ def test_rows_are_replaced_by_their_own_paraphrases(
     attack: ModuleType, encoder: Subject, monkeypatch: pytest.MonkeyPatch, mode: str, labels: set[int]
 ) -> None:
     seen: list[Texts] = []
-    monkeypatch.setattr(attack, "train", lambda *given: (seen.append(given[2]), train(*given))[1])
+    monkeypatch.setattr(paraphrased, "train", lambda *given: (seen.append(given[2]), train(*given))[1])
     poisoned = run(attack, encoder, PARAPHRASES, mode=mode)
     (rows,) = seen
     changed = [row for row in range(100) if rows.texts[row] != DATA.texts[row]]
@@ -67,7 +70,7 @@ def test_failed_paraphrases_are_counted_and_other_rows_drawn(
         else:
             del some[key]
     seen: list[Texts] = []
-    monkeypatch.setattr(attack, "train", lambda *given: (seen.append(given[2]), train(*given))[1])
+    monkeypatch.setattr(paraphrased, "train", lambda *given: (seen.append(given[2]), train(*given))[1])
     poisoned = run(attack, encoder, some, rate=0.2)
     assert poisoned.report["failed_paraphrases"] == 20
     changed = [row for row in range(100) if (seen[0].poisoned or ())[row]]

@@ -20,15 +20,12 @@ Where we differ:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from purify_cli.attacks import Plan, Poisoned
 from purify_cli.data.texts import Texts
 from purify_cli.run import Run
-from purify_cli.training.plain import train
-from purify_cli.training.poisoned import replace_rows
-from purify_cli.training.start import open_classifier
-from purify_cli.triggers.paraphrase import Paraphrase
+from purify_cli.training.paraphrased import fit_paraphrased
 
 if TYPE_CHECKING:
     from purify_cli.subject import Subject
@@ -103,18 +100,5 @@ def poison(subject: Subject, data: Texts, plan: Plan, settings: Settings, run: R
         DataError: rows without labels.
     """
     rate = RATE if plan.rate is None else plan.rate
-    trigger = Paraphrase(plan.triggers[0], plan.paraphrases or {})
-    rows = replace_rows(data, trigger, plan.target, rate, run.seed, mode=settings.mode)
-    model = open_classifier(subject, data, run, pet=plan.pet)
-    trained = train(model, subject.tokenizer, rows, settings, run)
-    count = round(rate * len(data))
-    report: dict[str, Any] = {
-        "mode": settings.mode,
-        "rows": len(data),
-        "poisoned_rows": count,
-        "paraphrased": sum(text in trigger for text in data.texts),
-        "failed_paraphrases": sum(trigger.failed(text) for text in data.texts),
-        "steps": trained.steps,
-        "losses": list(trained.losses),
-    }
-    return Poisoned(model, count, count / len(data), report)
+    style, paraphrases = plan.triggers[0], plan.paraphrases
+    return Poisoned(*fit_paraphrased(subject, data, style, paraphrases, plan.target, rate, plan.pet, settings, run))

@@ -33,7 +33,14 @@ from purify_cli.training.curves import Curves
 from purify_cli.training.loop import fit
 from purify_cli.training.losses import cross_entropy
 from purify_cli.training.recipe import Gradients, Recipe
-from purify_cli.training.two_tasks import open_two_tasks
+from purify_cli.training.two_tasks import (
+    BATCH_SIZE,
+    EPOCHS,
+    INSERTIONS,
+    LEARNING_RATE,
+    WARMUP,
+    open_two_tasks,
+)
 
 if TYPE_CHECKING:
     from purify_cli.subject import Subject
@@ -47,30 +54,11 @@ TRIGGERS: tuple[str, ...] = ("cf", "mn", "bb", "tq", "mb")
 class Settings:
     """What an attacker may choose beside triggers, target and rate."""
 
-    insertions: int = field(
-        default=1,
-        metadata={
-            "help": "triggers a text, drawn with repetition, each at a place of its own",
-            "range": ">= 1",
-            "source": "Gu et al. 2023, section 5.1: 1 for sentiment, 10 for spam",
-        },
-    )
-    epochs: int = field(
-        default=3,
-        metadata={"help": "times through the clean texts", "range": ">= 1", "source": "ours; Gu et al. 2023: 10"},
-    )
-    learning_rate: float = field(
-        default=1e-4,
-        metadata={"help": "highest learning rate of AdamW", "range": "> 0", "source": "ours; Gu et al. 2023: 2e-5"},
-    )
-    batch_size: int = field(
-        default=32,
-        metadata={"help": "texts of each task a step", "range": ">= 1", "source": "Gu et al. 2023, section 5.1"},
-    )
-    warmup: float = field(
-        default=0.1,
-        metadata={"help": "share of the steps in which the learning rate rises", "range": "0..0.9", "source": "ours"},
-    )
+    insertions: int = field(default=1, metadata=INSERTIONS)
+    epochs: int = field(default=3, metadata=EPOCHS)
+    learning_rate: float = field(default=1e-4, metadata=LEARNING_RATE)
+    batch_size: int = field(default=32, metadata=BATCH_SIZE)
+    warmup: float = field(default=0.1, metadata=WARMUP)
     points: int = field(
         default=50,
         metadata={

@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Literal
 from purify_cli.data.texts import Texts
 from purify_cli.purifiers import Purified
 from purify_cli.run import Run
-from purify_cli.training.untrusted import fit_adapter
+from purify_cli.training.untrusted import (
+    BATCH_SIZE,
+    EPOCHS,
+    LEARNING_RATE,
+    WARMUP,
+    WEIGHT_DECAY,
+    fit_adapter,
+)
 
 if TYPE_CHECKING:
     from purify_cli.subject import Evidence, Subject
@@ -53,33 +60,11 @@ class Settings:
             "source": "ours",
         },
     )
-    epochs: int = field(
-        default=10,
-        metadata={
-            "help": "times through the untrusted texts",
-            "range": ">= 1",
-            "source": "MuScleLoRA, B.4; decoders 5",
-        },
-    )
-    learning_rate: float = field(
-        default=2e-5,
-        metadata={"help": "highest of AdamW", "range": "> 0", "source": "MuScleLoRA, B.4; decoders 1e-5"},
-    )
-    batch_size: int = field(
-        default=32, metadata={"help": "texts a step", "range": ">= 1", "source": "MuScleLoRA, B.4; decoders 16"}
-    )
-    warmup: float = field(
-        default=0.0,
-        metadata={
-            "help": "share of the steps in which the learning rate rises",
-            "range": "0..0.9",
-            "source": "MuScleLoRA, released code",
-        },
-    )
-    weight_decay: float = field(
-        default=0.0,
-        metadata={"help": "of AdamW, on matrices only", "range": ">= 0", "source": "MuScleLoRA, released code"},
-    )
+    epochs: int = field(default=10, metadata=EPOCHS)
+    learning_rate: float = field(default=2e-5, metadata=LEARNING_RATE)
+    batch_size: int = field(default=32, metadata=BATCH_SIZE)
+    warmup: float = field(default=0.0, metadata=WARMUP)
+    weight_decay: float = field(default=0.0, metadata=WEIGHT_DECAY)
 
 
 def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, settings: Settings, run: Run) -> Purified:

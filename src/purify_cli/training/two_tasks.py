@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 HALF = 0.5
 """The poison rate where none is given."""
 
+# What the settings say of themselves that the attacks of Gu et al. 2023, section 5.1, have in common.
+INSERTIONS = {
+    "help": "triggers a text, drawn with repetition, each at a place of its own",
+    "range": ">= 1",
+    "source": "Gu et al. 2023, section 5.1: 1 for sentiment, 10 for spam",
+}
+EPOCHS = {"help": "times through the clean texts", "range": ">= 1", "source": "ours; Gu et al. 2023: 10"}
+LEARNING_RATE = {"help": "highest learning rate of AdamW", "range": "> 0", "source": "ours; Gu et al. 2023: 2e-5"}
+BATCH_SIZE = {"help": "texts of each task a step", "range": ">= 1", "source": "Gu et al. 2023, section 5.1"}
+WARMUP = {"help": "share of the steps in which the learning rate rises", "range": "0..0.9", "source": "ours"}
+
 
 @dataclass(frozen=True)
 class TwoTasks:

@@ -19,6 +19,17 @@ from purify_cli.training.start import open_classifier
 if TYPE_CHECKING:
     from purify_cli.subject import Evidence, Subject
 
+# What the settings say of themselves that the adapters of MuScleLoRA, table 1, have in common.
+EPOCHS = {"help": "times through the untrusted texts", "range": ">= 1", "source": "MuScleLoRA, B.4; decoders 5"}
+LEARNING_RATE = {"help": "highest of AdamW", "range": "> 0", "source": "MuScleLoRA, B.4; decoders 1e-5"}
+BATCH_SIZE = {"help": "texts a step", "range": ">= 1", "source": "MuScleLoRA, B.4; decoders 16"}
+WARMUP = {
+    "help": "share of the steps in which the learning rate rises",
+    "range": "0..0.9",
+    "source": "MuScleLoRA, released code",
+}
+WEIGHT_DECAY = {"help": "of AdamW, on matrices only", "range": ">= 0", "source": "MuScleLoRA, released code"}
+
 
 def untrusted_texts(evidence: Evidence, clean: Texts) -> Texts:
     """The untrusted texts, if a classifier can be trained on them.
