@@ -563,7 +563,7 @@ def test_a_finding_is_not_lost_on_the_way_to_the_page(
 
 
 def test_progress_is_shown_where_somebody_can_see_it() -> None:
-    pty = pytest.importorskip("pty")
+    pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals")
     script = (
         "import sys\n"
         "from purify_cli import terminal\n"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 import tiny
@@ -60,8 +61,8 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def weights(folder: Path) -> dict[str, bytes]:
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        return {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
+    tensors = load_file(folder / "model.safetensors")
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
 def test_the_mark_stands_in_three_places(request_for: Callable[..., PoisonRequest], tmp_path: Path) -> None:
