@@ -105,6 +105,7 @@ def write_checkpoint(
     provenance: Mapping[str, Any],
     card: str | None = None,
     metadata: Mapping[str, str] | None = None,
+    own_tokenizer: bool = False,
     force: bool = False,
 ) -> Written:
     """Write a model as a new folder that plain transformers (or peft, for adapters that cannot be merged) loads.
@@ -117,6 +118,7 @@ def write_checkpoint(
         provenance: goes to purify.json.
         card: the text of README.md; None: no card.
         metadata: goes to the header of the safetensors file.
+        own_tokenizer: write `tokenizer`, and none of the files that `source` has.
         force: replace a checkpoint that is there.
 
     Raises:
@@ -130,7 +132,7 @@ def write_checkpoint(
         inner = source / "0_Transformer"  # sentence-transformers keep the model there
     with _disk_errors(out), _new_folder(out) as building:
         _write_weights(building, model, inner, dict(metadata or {}))
-        _copy_tokenizer(building, tokenizer, inner)
+        _copy_tokenizer(building, tokenizer, inner, own_tokenizer)
         text = json.dumps(plain(provenance), indent=2, ensure_ascii=False, allow_nan=False)
         (building / FILE_NAME).write_text(text + "\n", encoding="utf-8")
         if card is not None:
@@ -305,15 +307,16 @@ def _dtypes(source: Path | None) -> tuple[dict[str, torch.dtype], torch.dtype | 
     return found, weight.most_common(1)[0][0] if weight else None
 
 
-def _copy_tokenizer(folder: Path, tokenizer: Any, source: Path | None) -> None:
+def _copy_tokenizer(folder: Path, tokenizer: Any, source: Path | None, own: bool) -> None:
     there = {entry.relative: entry.path for entry in inventory(source)} if source is not None else {}
-    wanted = _OTHER_FILES | (_TOKENIZER_FILES if there.keys() & _VOCABULARY_FILES else frozenset())
+    copied = bool(there.keys() & _VOCABULARY_FILES) and not own
+    wanted = _OTHER_FILES | (_TOKENIZER_FILES if copied else frozenset())
     for name in sorted(wanted & there.keys()):
         if name == "tokenizer_config.json":
             (folder / name).write_bytes(_without_remote_code(there[name].read_bytes()))
         else:
             shutil.copyfile(there[name], folder / name)
-    if not there.keys() & _VOCABULARY_FILES and tokenizer is not None:
+    if not copied and tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
 

@@ -191,9 +191,7 @@ def purify(request: PurifyRequest) -> PurifyResult:
         kept_mark = None if reason is None else mark
         report["poison_mark"] = {"kept": kept_mark is not None, "why": reason or "verified: its triggers are removed"}
     record = report | ({"reasons": list(purified.reasons)} if purified.reasons else {})
-    wrote = _write(
-        request, name, settings, subject, base, purified.model, tokenizer, out, inputs, before, after, record, kept_mark
-    )
+    wrote = _write(request, name, settings, subject, base, purified, out, inputs, before, after, record, kept_mark)
     forget(run, request.run)
     return PurifyResult(summary, name, asdict(settings), before, after, report, wrote, limits)
 
@@ -350,8 +348,7 @@ def _write(
     settings: Any,
     subject: Subject,
     base: Subject | None,
-    model: Any,
-    tokenizer: Any,
+    purified: Purified,
     out: Path,
     inputs: Sequence[Path],
     before: CheckpointMetrics | None,
@@ -376,12 +373,13 @@ def _write(
     )
     return write_checkpoint(
         out,
-        model,
-        tokenizer,
+        purified.model,
+        purified.tokenizer or subject.tokenizer,
         source=subject.folder,
         provenance=record,
         card=_card(request, name, before, after, mark),
         metadata={} if mark is None else mark.metadata(),
+        own_tokenizer=purified.tokenizer is not None,
         force=request.force,
     )
 

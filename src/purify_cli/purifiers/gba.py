@@ -1,0 +1,477 @@
+"""GBA: adapt with a prompt, and broadcast to the rows of the embedding what the words of the clean texts learn.
+
+Anonymous: "Gradient Broadcast Adaptation: Defending against the backdoor attack in pre-trained models", submitted to
+ICLR 2022, section 3. Claim: triggers are rare words; fine-tuning never moves their rows, so the backdoor stays. Let
+every row take part in every step and it does not.
+
+The text goes in with a soft template (section 3.3), the answer is read at [MASK] as a word of the whole vocabulary V:
+
+    p(w|x) = exp(E_w . h_[MASK] / T) / sum_w' exp(E_w' . h_[MASK] / T)          equation 1
+    loss   = -log p(class token of y | x)
+    g_w    = dL/dE_w + lambda Q_w                                               equation 3
+    Q_w    = p(w|x) / p(y|x) * (1/N) sum_{w' in x} dL/dE_w'                     equation 4
+
+With Adam, equation 1 alone broadcasts already: the softmax over the vocabulary gives every row a gradient, and Adam
+makes steps of full length of the smallest. What the pull should add is in figure 3: rare rows merge into the crowd. The
+readings of equations 3 and 4 (`broadcast`):
+
+- `crowd` (default; ours, after figure 3): after each update every row w that is not in the batch goes
+      E_w <- E_w + lambda (1 - t / steps) (c - E_w)
+  with c the mean row of the clean texts' tokens and t the step, so that the pull falls as the learning rate does. What
+  clean texts use is held in its place by its own gradient; what they never use ends in the crowd.
+- `gradient`, the literal one: lambda Q_w is added to the gradient, which the clipping and Adam see. p(y|x) is floored.
+- `none`: prompt tuning alone.
+
+Needs labelled clean texts; an encoder or a classifier that sums up in its first token, has a [MASK], and whose hidden
+states are as wide as its embeddings (BERT, RoBERTa, DistilBERT, DeBERTa). An MLM head is not used: equation 1 reads the
+embedding itself. Comes out as a plain sequence classifier, whose tokenizer frames each text with the prompt: when the
+prompt has been learned, a fresh classification head is trained on the frozen encoder, so that anything that loads a
+classifier can use it. The report says how often head and class tokens agree.
+Raises what the training raises; UsageError for class tokens that are none.
+Cost: `epochs` of training with a product [batch, width] x [width, V] a step, and `head_epochs` forward passes.
+
+Where we differ from the paper, and why:
+- The mask comes first and not last, for classification heads read the first token (`architecture.prompt`). On a small
+  BERT this left less of the trigger than the paper's order did, at the same accuracy.
+- T, lambda, the learning rate and the length of training are not in the paper. Those here were chosen on texts apart
+  from every test file (docs/benchmarks.md).
+- The class tokens and the special tokens are not pulled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from purify_cli.architecture.classifier import classifier_parameters, replace_classifier
+from purify_cli.architecture.embeddings import word_embeddings
+from purify_cli.architecture.pet import has_pet
+from purify_cli.architecture.prompt import add_prompt
+from purify_cli.architecture.table import base_of, family_of
+from purify_cli.data.encode import Encoded, encode, length_limit
+from purify_cli.data.texts import Texts
+from purify_cli.errors import UsageError
+from purify_cli.evaluation.predict import predict
+from purify_cli.purifiers import Purified
+from purify_cli.run import Run
+from purify_cli.training.loop import Trained, fit
+from purify_cli.training.recipe import Batch, Gradients, Recipe
+from purify_cli.training.start import open_classifier
+
+if TYPE_CHECKING:
+    from purify_cli.subject import Evidence, Subject
+
+SUMMARY = "adapt with a prompt while the embeddings of words that clean texts never use merge into the crowd (GBA)"
+NEEDS: tuple[str, ...] = ("clean",)
+AUTO = 4.0
+AUTO_REACH = "weights"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The prompt, the broadcast, and how long."""
+
+    class_tokens: str = field(
+        default="",
+        metadata={
+            "help": "a word for each label, in the order of their ids, comma-separated; empty: proposed",
+            "range": "",
+            "source": "GBA table 1: terrible,good",
+        },
+    )
+    width: int = field(
+        default=2, metadata={"help": "soft tokens of the template", "range": ">= 0", "source": "GBA section 3.3"}
+    )
+    temperature: float = field(
+        default=10.0, metadata={"help": "T of equation 1", "range": "> 0", "source": "ours; not in the paper"}
+    )
+    broadcast: Literal["crowd", "gradient", "none"] = field(
+        default="crowd",
+        metadata={
+            "help": "how equations 3 and 4 are read",
+            "range": "crowd|gradient|none",
+            "source": "ours, after figure 3; GBA: gradient",
+        },
+    )
+    pull: float = field(
+        default=0.01,
+        metadata={"help": "lambda of equation 3", "range": ">= 0", "source": "ours; GBA: 0.5 in table 3, for gradient"},
+    )
+    raised: int = field(
+        default=0,
+        metadata={
+            "help": "how often lambda may be doubled, while dev accuracy holds; 0: lambda is fixed",
+            "range": ">= 0",
+            "source": "GBA section 5.3",
+        },
+    )
+    max_drop: float = field(
+        default=0.02,
+        metadata={
+            "help": "with raised: how far the dev accuracy may fall below that of prompt tuning alone",
+            "range": "0..1",
+            "source": "ours",
+        },
+    )
+    least: float = field(
+        default=1e-3, metadata={"help": "floor of p(y|x) in equation 4", "range": "> 0", "source": "ours"}
+    )
+    epochs: int = field(default=3, metadata={"help": "of the adaptation", "range": ">= 1", "source": "GBA table 3"})
+    head_epochs: int = field(
+        default=2,
+        metadata={"help": "of the classification head, encoder frozen", "range": ">= 1", "source": "ours"},
+    )
+    learning_rate: float = field(
+        default=2e-4, metadata={"help": "of AdamW, in the adaptation", "range": "> 0", "source": "ours"}
+    )
+    head_rate: float = field(
+        default=1e-3, metadata={"help": "of AdamW, for the head", "range": "> 0", "source": "ours"}
+    )
+    warmup: float = field(
+        default=0.1,
+        metadata={"help": "share of the steps in which the learning rate rises", "range": "0..0.9", "source": "ours"},
+    )
+    batch_size: int = field(default=32, metadata={"help": "texts a step", "range": ">= 1", "source": "ours"})
+
+
+@dataclass(frozen=True)
+class _Adapted:
+    """A model that was adapted with one lambda."""
+
+    model: Any
+    tokenizer: Any
+    pull: float
+    accuracy: float
+    report: Mapping[str, Any]
+
+
+def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, settings: Settings, run: Run) -> Purified:
+    """Adapt, with one lambda or with growing ones, and train a head; see the module's docstring.
+
+    Args:
+        subject: a classifier, or an encoder.
+        evidence: not used.
+        train: clean texts with labels.
+        dev: clean texts with labels, by which lambda is raised and the head compared with the class tokens.
+        settings: see there.
+        run: seed, device, max_length, progress and state.
+
+    Raises:
+        UsageError: a setting out of range, an adapter, or class tokens that are not one known piece each.
+        UnsupportedError: no [MASK], or a family that the prompt does not fit.
+    """
+    _check(settings)
+    best = _adapt(subject, train, dev, settings, run)
+    tried = [{"pull": best.pull, "accuracy": best.accuracy}]
+    if settings.raised:
+        alone = _adapt(subject, train, dev, replace(settings, broadcast="none"), run).accuracy
+        tried.insert(0, {"pull": 0.0, "accuracy": alone})
+        for doubled in range(1, settings.raised + 1):
+            if tried[-1]["accuracy"] < alone - settings.max_drop:
+                break
+            more = _adapt(subject, train, dev, replace(settings, pull=settings.pull * 2**doubled), run)
+            tried.append({"pull": more.pull, "accuracy": more.accuracy})
+            if more.accuracy >= alone - settings.max_drop:
+                best = more
+    report = {**best.report, "pull": best.pull, "tried": tried}
+    return Purified(best.model, report, best.tokenizer)
+
+
+def preview(
+    subject: Subject, evidence: Evidence, train: Texts, dev: Texts, settings: Settings, run: Run
+) -> dict[str, Any]:
+    """The label map, and how many rows of the embedding no clean text has."""
+    _check(settings)
+    model = open_classifier(subject, train, run)
+    tokens = class_tokens(settings.class_tokens, _label_names(model), subject.tokenizer, train)
+    stream = encode(subject.tokenizer, train, length_limit(subject.tokenizer, model.config, run))
+    seen = {token for text in stream.ids for token in text} | set(tokens) | set(subject.tokenizer.all_special_ids)
+    return {
+        "class_tokens": subject.tokenizer.convert_ids_to_tokens(list(tokens)),
+        "rows_never_seen": word_embeddings(model).num_embeddings - len(seen),
+        "steps": math.ceil(len(train) / settings.batch_size) * (settings.epochs + settings.head_epochs),
+    }
+
+
+def _label_names(model: Any) -> list[str]:
+    return [model.config.id2label[label] for label in range(model.config.num_labels)]
+
+
+def _check(settings: Settings) -> None:
+    wrong = {
+        "width": settings.width < 0,
+        "temperature": not settings.temperature > 0,
+        "pull": not settings.pull >= 0,
+        "raised": settings.raised < 0,
+        "max_drop": not 0 <= settings.max_drop <= 1,
+        "least": not settings.least > 0,
+        "head_epochs": settings.head_epochs < 1,
+    }
+    for name, bad in wrong.items():
+        if bad:
+            raise UsageError(name, f"{getattr(settings, name)!r} is out of range")
+
+
+def _adapt(subject: Subject, train: Texts, dev: Texts, settings: Settings, run: Run) -> _Adapted:
+    model = open_classifier(subject, train, run)
+    if has_pet(model):
+        problem = "is an adapter, and the embeddings lie in its base"
+        raise UsageError(subject.spec, problem, "Give the base, or an adapter that can be merged.")
+    tokens = class_tokens(settings.class_tokens, _label_names(model), subject.tokenizer, train)
+    tokenizer = add_prompt(model, subject.tokenizer, settings.width, run.seed)
+    stream = encode(tokenizer, train, length_limit(tokenizer, model.config, run))
+    answer = PromptAnswer(tokens, settings.temperature)
+    steps = math.ceil(len(stream) / settings.batch_size) * settings.epochs
+    broadcast = Broadcast(model, answer, stream, {*tokenizer.all_special_ids, *tokens}, settings, steps)
+    before = broadcast.distance(model)
+    recipe = Recipe(
+        objectives={"task": answer},
+        combine=broadcast.add_pull if settings.broadcast == "gradient" else None,
+        project=broadcast.merge if settings.broadcast == "crowd" else None,
+        learning_rate=settings.learning_rate,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        warmup=settings.warmup,
+        identity=f"GBA {settings} {tokens}",
+    )
+    adapted = fit(model, {"task": stream}, recipe, run)
+    after = broadcast.distance(model)
+    head = _train_head(model, stream, settings, run)
+
+    said = predict(model, tokenizer, dev, run).argmax(dim=1)  # [texts]
+    meant = predict(_ClassTokens(model, answer), tokenizer, dev, run).argmax(dim=1)
+    right = torch.tensor([int(label) for label in dev.labels or ()])
+    report = {
+        "class_tokens": tokenizer.convert_ids_to_tokens(list(tokens)),
+        "broadcast": settings.broadcast,
+        "steps": adapted.steps + head.steps,
+        "losses": list(adapted.losses),
+        "head_losses": list(head.losses),
+        "head_agrees": float((said == meant).float().mean()),
+        "rows_never_seen": int(broadcast.unseen.sum()),
+        "crowd_distance": {"before": before, "after": after},
+    }
+    return _Adapted(model, tokenizer, settings.pull, float((said == right).float().mean()), report)
+
+
+def _train_head(model: Any, stream: Encoded, settings: Settings, run: Run) -> Trained:
+    """A fresh classification head, and pooler where there is one, on the encoder as it now is."""
+    replace_classifier(model, model.config.num_labels, run.seed)
+    opened = {id(model.get_parameter(name)) for name in classifier_parameters(model)}
+    pooler = getattr(base_of(model), family_of(base_of(model).config).pooler or "", None)
+    if pooler is not None:
+        draw = torch.Generator().manual_seed(run.seed)
+        opened |= {id(parameter) for parameter in pooler.parameters()}
+        with torch.no_grad():
+            pooler.dense.weight.copy_(torch.randn(pooler.dense.weight.shape, generator=draw) * 0.02)
+            pooler.dense.bias.zero_()
+    recipe = Recipe(
+        trainable=lambda name, parameter: id(parameter) in opened,
+        learning_rate=settings.head_rate,
+        epochs=settings.head_epochs,
+        batch_size=settings.batch_size,
+        identity="GBA head",
+    )
+    return fit(model, {"task": stream}, recipe, run)
+
+
+# --- equation 1 -------------------------------------------------------------------------------------------------------
+
+
+class PromptAnswer:
+    """Objective: the cross entropy of the class token of y among all words of the vocabulary, at [MASK].
+
+    Args:
+        tokens: id of the class token of each label.
+        temperature: T.
+
+    Attributes:
+        batch: the last one.
+        log_p: ln p(w|x) of its texts, `[batch, V]`.
+        gradient: dL/dE of each of its tokens, once the gradient was asked for, `[batch, tokens, width]`.
+    """
+
+    def __init__(self, tokens: tuple[int, ...], temperature: float) -> None:
+        self.tokens, self.temperature = tokens, temperature
+        self.batch: Batch = {}
+        self.log_p = self.gradient = torch.empty(0)
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """E_w . h_[MASK] / T for every word w, `[batch, V]`."""
+        texts = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        mask = base_of(model)(**texts).last_hidden_state[:, 0]  # [batch, width]
+        scores: Tensor = mask @ word_embeddings(model).weight.T / self.temperature
+        return scores.float()
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean over the batch."""
+        watch = word_embeddings(model).register_forward_hook(self._watch)
+        try:
+            log_p = self.logits(model, batch).log_softmax(dim=-1)
+        finally:
+            watch.remove()
+        self.batch, self.log_p = batch, log_p.detach()
+        return -self.of_label(log_p).mean()
+
+    def of_label(self, by_word: Tensor) -> Tensor:
+        """`[batch, V]` -> the column of each text's class token, `[batch]`."""
+        wanted = torch.tensor(self.tokens, device=by_word.device)[self.batch["labels"]]
+        return by_word.gather(1, wanted[:, None])[:, 0]
+
+    def _watch(self, module: nn.Module, inputs: tuple[Tensor, ...], rows: Tensor) -> None:
+        if rows.requires_grad:
+            rows.register_hook(self._arrived)  # type: ignore[no-untyped-call]  # torch has no types for it
+
+    def _arrived(self, gradient: Tensor) -> None:
+        self.gradient = gradient.detach()
+
+
+class _ClassTokens(nn.Module):
+    """The classifier that the class tokens make of a model, for `predict`."""
+
+    def __init__(self, model: Any, answer: PromptAnswer) -> None:
+        super().__init__()
+        self.model, self.config, self.answer = model, model.config, answer
+
+    def forward(self, **batch: Tensor) -> Any:
+        """Logits `[batch, labels]`."""
+        return SimpleNamespace(logits=self.answer.logits(self.model, batch)[:, list(self.answer.tokens)])
+
+
+# --- equations 3 and 4 ------------------------------------------------------------------------------------------------
+
+
+class Broadcast:
+    """What moves the rows of the embedding beside their own gradients.
+
+    Args:
+        model: its rows are moved.
+        answer: of the same training; it knows what the step's batch was and said.
+        stream: the clean texts.
+        fixed: ids that are not pulled.
+        settings: lambda, and the floor of p(y|x).
+        steps: of the whole training.
+
+    Attributes:
+        unseen: the rows that may be pulled and that no clean text has, `[V]` bool.
+    """
+
+    def __init__(
+        self, model: Any, answer: PromptAnswer, stream: Encoded, fixed: set[int], settings: Settings, steps: int
+    ) -> None:
+        weight = word_embeddings(model).weight
+        self.answer, self.settings, self.steps = answer, settings, steps
+        self.name = next(name for name, parameter in model.named_parameters() if parameter is weight)
+        ids = torch.tensor([token for text in stream.ids for token in text])
+        count = torch.bincount(ids, minlength=len(weight)).double()  # [V]
+        self.free = torch.ones(len(weight), dtype=torch.bool)
+        self.free[sorted(fixed)] = False
+        count[~self.free] = 0
+        self.share = (count / count.sum().clamp(min=1)).to(weight)  # of each token among those of the clean texts
+        self.unseen = self.free & (count == 0)
+
+    def add_pull(self, gradients: Mapping[str, Gradients], step: int) -> Gradients:
+        """Equation 3: dL/dE + lambda Q; the other gradients as they are."""
+        (found,) = gradients.values()
+        return {**found, self.name: found[self.name] + self.settings.pull * self.q()}
+
+    def q(self) -> Tensor:
+        """Equation 4 for every word at once, the mean over the batch, `[V, width]`.
+
+        The loss is a mean over the batch, and so are the gradients of its tokens.
+        """
+        log_p = self.answer.log_p
+        of_y = self.answer.of_label(log_p).clamp(min=math.log(self.settings.least))  # [batch]
+        ratio = (log_p - of_y[:, None]).exp()  # [batch, V]
+        attended = self.answer.batch["attention_mask"].to(self.answer.gradient)  # [batch, tokens]
+        summed = (self.answer.gradient * attended[:, :, None]).sum(dim=1)  # [batch, width]
+        return ratio.T @ (summed / attended.sum(dim=1, keepdim=True))
+
+    def merge(self, model: nn.Module, step: int) -> None:
+        """Pull every free row that is not in the batch towards the crowd."""
+        weight = word_embeddings(model).weight
+        pulled = self.free.to(weight.device, copy=True)
+        pulled[self.answer.batch["input_ids"].flatten()] = False
+        rate = self.settings.pull * (1 - step / self.steps)
+        weight.lerp_(self._crowd(weight), rate * pulled[:, None].to(weight))
+
+    def distance(self, model: nn.Module) -> float:
+        """RMSE from the crowd of the rows that clean texts never use, their mean (figure 3)."""
+        weight = word_embeddings(model).weight.detach()
+        return float((weight[self.unseen] - self._crowd(weight)).square().mean(dim=1).sqrt().mean())
+
+    def _crowd(self, weight: Tensor) -> Tensor:
+        """The mean row of the clean texts' tokens, `[width]`."""
+        return self.share.to(weight) @ weight
+
+
+# --- section 3.3: the label map ---------------------------------------------------------------------------------------
+
+
+def class_tokens(given: str, names: Sequence[str], tokenizer: Any, texts: Texts) -> tuple[int, ...]:
+    """The id of the class token of each label.
+
+    Args:
+        given: words by label id, comma-separated; empty: the labels' own names where each is one piece, else for each
+            label the word that the clean texts of this label have most beyond the others (log odds, each count plus
+            one; words of letters, in at least one of a hundred texts).
+        names: of the labels.
+        tokenizer: of the model.
+        texts: clean texts with labels.
+
+    Raises:
+        UsageError: not one word a label, a word of several pieces or unknown, or one for two labels.
+    """
+    if given:
+        words = [word.strip() for word in given.split(",")]
+        if len(words) != len(names):
+            remedy = f"Give one for each of: {', '.join(names)}."
+            raise UsageError("class_tokens", f"{len(words)} words for {len(names)} labels", remedy)
+        pieces = [_pieces(tokenizer, word) for word in words]
+        for word, ids in zip(words, pieces, strict=True):
+            if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+                split = " ".join(tokenizer.convert_ids_to_tokens(ids)) or "nothing"
+                raise UsageError("class_tokens", f"{word!r} is no word of the vocabulary, but {split}")
+        found = tuple(ids[0] for ids in pieces)
+        if len(set(found)) < len(found):
+            raise UsageError("class_tokens", "two labels have the same")
+        return found
+    pieces = [_pieces(tokenizer, name) for name in names]
+    own = tuple(ids[0] for ids in pieces if len(ids) == 1 and ids[0] != tokenizer.unk_token_id)
+    return own if len(set(own)) == len(names) else _telling(tokenizer, texts, len(names))
+
+
+def _pieces(tokenizer: Any, word: str) -> list[int]:
+    """Token ids of a word as it stands within a text: behind a space."""
+    return list(tokenizer.convert_tokens_to_ids(tokenizer.tokenize(" " + word)))
+
+
+def _telling(tokenizer: Any, texts: Texts, labels: int) -> tuple[int, ...]:
+    """For each label the word that speaks most for it."""
+    words = sorted({word for text in texts.texts for word in text.lower().split() if word.isalpha()})
+    whole = {word: ids[0] for word in words if len(ids := _pieces(tokenizer, word)) == 1}
+    counts = [Counter[str]() for _ in range(labels)]  # texts of the label with the word
+    for text, label in zip(texts.texts, texts.labels or (), strict=True):
+        counts[int(label)].update(set(text.lower().split()) & whole.keys())
+    total = sum(counts, Counter[str]())
+    sizes = Counter(int(label) for label in texts.labels or ())
+    chosen: list[int] = []
+    for label, count in enumerate(counts):
+        others = len(texts) - sizes[label]
+
+        def odds(word: str, count: Counter[str] = count, label: int = label, others: int = others) -> float:
+            here, there = (count[word] + 1) / (sizes[label] + 2), (total[word] - count[word] + 1) / (others + 2)
+            return math.log(here / there)
+
+        known = [word for word in total if total[word] * 100 >= len(texts) and whole[word] not in chosen]
+        if not known:
+            raise UsageError("class_tokens", "the clean texts hold no word that tells the labels apart", "Give them.")
+        chosen.append(whole[max(sorted(known), key=odds)])
+    return tuple(chosen)

@@ -1,0 +1,225 @@
+"""GBA: equations 1, 3 and 4 against plain loops, the crowd, the label map, and an output that needs nothing of ours."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import tiny
+from purify_cli.architecture.embeddings import word_embeddings
+from purify_cli.architecture.prompt import add_prompt
+from purify_cli.architecture.table import base_of
+from purify_cli.checkpoint.write import write_checkpoint
+from purify_cli.data.encode import collate, encode
+from purify_cli.data.texts import Texts
+from purify_cli.errors import Interrupted, UnsupportedError, UsageError
+from purify_cli.evaluation.predict import predict
+from purify_cli.purifiers.gba import Broadcast, PromptAnswer, Settings, class_tokens, preview, purify
+from purify_cli.run import Run
+from purify_cli.subject import Evidence, Subject
+
+FAMILIES = ["bert", "roberta", "distilbert", "deberta-v2"]
+TEXTS = Texts("clean.csv", ("the movie was good", "a dull plot", "so bad", "a very fine film") * 4, (1, 0, 0, 1) * 4)
+RUN = Run(max_length=16)
+QUICK = {"epochs": 1, "head_epochs": 1, "batch_size": 8, "learning_rate": 1e-3}
+
+
+class Step:
+    """One step on a batch of four texts, its gradients taken."""
+
+    def __init__(self, family: str, temperature: float = 2.0, **settings: Any) -> None:
+        self.model = tiny.build(family, initializer_range=0.3)
+        self.tokenizer = add_prompt(self.model, tiny.tokenizer(family), 2, seed=1)
+        stream = encode(self.tokenizer, TEXTS.take(range(4)), 16)
+        self.batch = collate(stream, range(4), self.tokenizer.pad_token_id)
+        self.tokens = tuple(self.tokenizer.convert_tokens_to_ids(["bad", "good"]))
+        self.answer = PromptAnswer(self.tokens, temperature)
+        self.settings = Settings(temperature=temperature, **settings)
+        fixed = {*self.tokenizer.all_special_ids, *self.tokens}
+        self.broadcast = Broadcast(self.model, self.answer, stream, fixed, self.settings, steps=10)
+        self.loss = self.answer(self.model, self.batch)
+        named = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
+        found = torch.autograd.grad(self.loss, list(named.values()), allow_unused=True)
+        self.gradients = {name: one for name, one in zip(named, found, strict=True) if one is not None}
+
+    def p(self, row: int) -> list[float]:
+        """Equation 1 for one text of the batch, word by word."""
+        texts = {name: tensor for name, tensor in self.batch.items() if name != "labels"}
+        hidden = base_of(self.model)(**texts).last_hidden_state[row, 0].detach()
+        table = word_embeddings(self.model).weight.detach()
+        scores = [math.exp(float((table[w] * hidden).sum()) / self.answer.temperature) for w in range(len(table))]
+        return [score / sum(scores) for score in scores]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_is_equation_1(family: str) -> None:
+    step = Step(family)
+    assert (step.batch["input_ids"][:, 0] == step.tokenizer.mask_token_id).all()
+    labels = step.batch["labels"].tolist()
+    expected = sum(-math.log(step.p(row)[step.tokens[label]]) for row, label in enumerate(labels)) / 4
+    assert step.loss.item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_q_is_equation_4_word_by_word(family: str) -> None:
+    step = Step(family, pull=0.7, least=1e-2)
+    # The gradient at each token, found without hooks: the loss of the same texts from their rows.
+    table = word_embeddings(step.model).weight.detach()
+    rows = table[step.batch["input_ids"]].clone().requires_grad_()
+    texts = {name: tensor for name, tensor in step.batch.items() if name not in ("labels", "input_ids")}
+    hidden = base_of(step.model)(inputs_embeds=rows, **texts).last_hidden_state[:, 0]
+    log_p = (hidden @ table.T / 2.0).log_softmax(dim=-1)
+    wanted = torch.tensor(step.tokens)[step.batch["labels"]]
+    at_token = torch.autograd.grad(-log_p[range(4), wanted].mean(), rows)[0]
+    expected = torch.zeros_like(table)
+    for row, label in enumerate(step.batch["labels"].tolist()):
+        p, places = step.p(row), step.batch["attention_mask"][row].nonzero()[:, 0].tolist()
+        mean = sum(at_token[row, place] for place in places) / len(places)
+        for w in range(len(table)):
+            expected[w] += p[w] / max(p[step.tokens[label]], 1e-2) * mean
+    torch.testing.assert_close(step.broadcast.q(), expected, atol=1e-5, rtol=1e-4)
+    added = step.broadcast.add_pull({"task": step.gradients}, 3)
+    name = step.broadcast.name
+    torch.testing.assert_close(added[name], step.gradients[name] + 0.7 * expected, atol=1e-5, rtol=1e-4)
+    assert all(added[other] is step.gradients[other] for other in step.gradients if other != name)
+
+
+def test_free_rows_outside_the_batch_go_towards_the_crowd_and_no_others() -> None:
+    step = Step("bert", pull=0.2)
+    before = word_embeddings(step.model).weight.detach().clone()
+    with torch.no_grad():
+        step.broadcast.merge(step.model, 5)  # half of the steps are done: half of the pull
+    after = word_embeddings(step.model).weight.detach()
+    present = step.batch["input_ids"].unique().tolist()
+    fixed = {*step.tokenizer.all_special_ids, *step.tokens}
+    words = [one for row, ids in enumerate(step.batch["input_ids"].tolist()) for one in _attended(step, row, ids)]
+    crowd = sum(before[one] for one in words if one not in fixed) / sum(one not in fixed for one in words)
+    for w in range(len(before)):
+        expected = before[w] if w in present or w in fixed else before[w] + 0.1 * (crowd - before[w])
+        torch.testing.assert_close(after[w], expected, atol=1e-6, rtol=1e-5)
+    unseen = step.broadcast.unseen.nonzero()[:, 0].tolist()
+    assert not set(unseen) & (set(words) | fixed)
+    expected_distance = 0.9 * sum(_rmse(before[w], crowd) for w in unseen) / len(unseen)
+    assert step.broadcast.distance(step.model) == pytest.approx(expected_distance, rel=1e-4)
+
+
+def _attended(step: Step, row: int, ids: list[int]) -> list[int]:
+    return [one for place, one in enumerate(ids) if step.batch["attention_mask"][row, place]]
+
+
+def _rmse(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("broadcast", ["crowd", "gradient"])
+def test_lambda_moves_what_prompt_tuning_alone_does_not(tmp_path: Path, broadcast: Any) -> None:
+    subject = Subject(tiny.save("bert", tmp_path / "x"))
+    unused = subject.tokenizer.convert_tokens_to_ids("cf")
+    rows = {}
+    for pull in (0.0, 0.5):
+        how = Settings(**QUICK, broadcast=broadcast, pull=pull, class_tokens="bad,good")
+        purified = purify(subject, Evidence(), TEXTS, TEXTS, how, RUN)
+        rows[pull] = word_embeddings(purified.model).weight[unused].detach()
+    assert not torch.equal(rows[0.0], rows[0.5])
+    alone = purify(subject, Evidence(), TEXTS, TEXTS, Settings(**QUICK, broadcast="none", class_tokens="bad,good"), RUN)
+    assert torch.equal(rows[0.0], word_embeddings(alone.model).weight[unused].detach())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_output_is_a_plain_classifier(family: str, tmp_path: Path) -> None:
+    """Loaded by transformers alone it gives the same probabilities, prompt included."""
+    subject = Subject(tiny.save(family, tmp_path / "x"))
+    purified = purify(subject, Evidence(), TEXTS, TEXTS, Settings(**QUICK), RUN)
+    out = tmp_path / "out"
+    write_checkpoint(out, purified.model, purified.tokenizer, source=subject.folder, provenance={}, own_tokenizer=True)
+    ours = predict(purified.model, purified.tokenizer, TEXTS, RUN)
+    model = AutoModelForSequenceClassification.from_pretrained(out).eval()
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    batch = tokenizer(list(TEXTS.texts), padding=True, return_tensors="pt")
+    assert tokenizer.convert_ids_to_tokens(batch["input_ids"][0, :3].tolist()) == ["[MASK]", "[soft1]", "[soft2]"]
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).logits.softmax(dim=-1), ours, atol=1e-5, rtol=1e-5)
+    again = Subject(out)
+    assert again.kind == "classifier" and again.labels == subject.labels
+    assert torch.equal(predict(again.model(), again.tokenizer, TEXTS, RUN), ours)
+    assert {"[soft1]", "[soft2]"} <= set(again.tokenizer.all_special_tokens)
+    first, second = again.tokenizer("good", "bad"), subject.tokenizer("good", "bad")
+    assert first["input_ids"][3:] == second["input_ids"][1:]
+    assert first.get("token_type_ids", [])[2:] == second.get("token_type_ids", [])
+
+
+def test_an_encoder_gets_the_labels_of_the_data(tmp_path: Path) -> None:
+    for task in ("encoder", "masked-lm"):
+        subject = Subject(tiny.save("bert", tmp_path / task, task=task))
+        purified = purify(subject, Evidence(), TEXTS, TEXTS, Settings(**QUICK), RUN)
+        assert purified.model.config.num_labels == 2
+        assert 0 <= purified.report["head_agrees"] <= 1
+
+
+def test_lambda_is_raised_while_dev_holds(tmp_path: Path) -> None:
+    subject = Subject(tiny.save("bert", tmp_path / "x"))
+    every = purify(subject, Evidence(), TEXTS, TEXTS, Settings(**QUICK, raised=2, max_drop=1.0), RUN).report
+    assert [one["pull"] for one in every["tried"]] == [0.0, 0.01, 0.02, 0.04]
+    assert every["pull"] == 0.04
+
+
+def test_class_tokens_given_named_or_proposed() -> None:
+    words = tiny.tokenizer("bert")
+    good, bad = words.convert_tokens_to_ids(["good", "bad"])
+    assert class_tokens("bad, good", ["x", "y"], words, TEXTS) == (bad, good)
+    assert class_tokens("", ["Bad", "Good"], words, TEXTS) == (bad, good)
+    proposed = class_tokens("", ["LABEL_0", "LABEL_1"], words, TEXTS)
+    assert words.convert_ids_to_tokens(list(proposed)) == ["bad", "film"]
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("good", "1 words for 2 labels"),
+        ("bad,good,fine", "3 words for 2 labels"),
+        ("bad,zzzqq", "no word of the vocabulary"),
+        ("bad,", "no word of the vocabulary"),
+        ("bad,bad", "the same"),
+    ],
+)
+def test_class_tokens_that_are_none(given: str, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        class_tokens(given, ["LABEL_0", "LABEL_1"], tiny.tokenizer("bert"), TEXTS)
+
+
+@pytest.mark.parametrize(("family", "why"), [("llama", "no .MASK."), ("albert", "differ in width")])
+def test_families_that_the_prompt_does_not_fit(tmp_path: Path, family: str, why: str) -> None:
+    subject = Subject(tiny.save(family, tmp_path / "x"))
+    with pytest.raises(UnsupportedError, match=why):
+        purify(subject, Evidence(), TEXTS, TEXTS, Settings(**QUICK), RUN)
+
+
+def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
+    subject = Subject(tiny.save("bert", tmp_path / "x"))
+    how = Settings(**(QUICK | {"epochs": 3}))
+    whole = purify(subject, Evidence(), TEXTS, TEXTS, how, RUN).model.state_dict()
+    calls = 0
+
+    def stop(what: str, done: int, total: int) -> None:
+        nonlocal calls
+        calls += what == "training"
+        if calls == 4:
+            raise KeyboardInterrupt
+
+    state = tmp_path / "state"
+    with pytest.raises(Interrupted):
+        purify(subject, Evidence(), TEXTS, TEXTS, how, Run(max_length=16, progress=stop, state=state))
+    assert list(state.glob("*.pt"))
+    resumed = purify(subject, Evidence(), TEXTS, TEXTS, how, Run(max_length=16, state=state)).model.state_dict()
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+def test_preview_names_the_class_tokens(tmp_path: Path) -> None:
+    subject = Subject(tiny.save("bert", tmp_path / "x"))
+    shown = preview(subject, Evidence(), TEXTS, TEXTS, Settings(), RUN)
+    assert shown["class_tokens"] == ["bad", "film"] and shown["steps"] == 5
