@@ -152,6 +152,7 @@ def measured(plan: Plan, cell: Cell, seed: int, work: Path, device: str, *, keep
             took.write_text(f"{time.perf_counter() - started:.1f}", encoding="utf-8")
         seconds = float(took.read_text(encoding="utf-8")) if took.exists() else None
         record = json.loads((model / "purify.json").read_text(encoding="utf-8"))
+    report = record.get("report") or {}
     targets = _targets(case, cell.attack, seed, work, device)
     subject, twin, rates = _rates(case, model, targets, seed, device)
     if defence is not None and not keep:
@@ -166,7 +167,8 @@ def measured(plan: Plan, cell: Cell, seed: int, work: Path, device: str, *, keep
         "asr": rates,
         "seconds": seconds,
         "settings": record.get("settings"),
-        "chosen": (record.get("report") or {}).get("chosen"),
+        # None is what `auto` says where it changed nothing, and other methods do not choose.
+        "chosen": (report["chosen"] or "input") if "chosen" in report else None,
     }
 
 

@@ -139,9 +139,8 @@ def gba_table2(lines: Sequence[Line]) -> str:
             row += [*_measured(news), _printed(papers.GBA_AGNEWS, other[0]) if other else ""]
             block.append(row + ((ours or news).counts() if ours or news else [""] * 3))
         if len(means) > 1:
-            excess = sum(found.excess["value"] for found in means) / len(means)
-            drop = sum(found.drop for found in means) / len(means)
-            told = f"**{excess:+.3f}**", f"**{-drop:+.3f}** beside the twin"
+            excess, drop = _averages(means)
+            told = excess, f"{drop} beside the twin"
             printed = f"all: {papers.GBA_ALL[defence]}" if defence in papers.GBA_ALL else ""
             block.append(["", f"mean of {len(means)}", "", "", *told, printed, *[""] * 5, *[""] * 3])
         rows += block
@@ -188,6 +187,11 @@ def musclelora_table1(lines: Sequence[Line]) -> str:
         block[0][0] = attack_name(attack)
         edge = [[interval(found[0].floor), found[0].counts()[1]], *[["", ""]] * (len(block) - 1)]
         rows += [row + end for row, end in zip(block, edge, strict=True)]
+    means = {row[2]: row for row in _means(lines, "musclelora_table1")}
+    if means:
+        for name, part, place in (("mean", "excess", 6), ("", "CACC beside the twin", 7)):
+            of_defence = (means.get(defence_name(defence)) for defence in defences)
+            rows.append([name, part, *("" if row is None else row[place] for row in of_defence), "", ""])
     heads = ["attack", "", *map(defence_name, defences), "floor", "n (clean / triggered)"]
     return markdown_table(heads, rows)
 
@@ -207,6 +211,7 @@ def rows_of(table: str, paper: Mapping[str, papers.Printed]) -> Callable[[Sequen
             row = [attack_name(cell.attack), _data(cell.attack), _way(cell, ours), _clean(ours)]
             row += [*_measured(ours), *ours.counts()]
             rows.append([*row, _printed(paper, cell)] if paper else row)
+        rows += [row + [""] * (len(rows[0]) - len(row)) for row in _means(lines, table)]
         heads = [
             "attack",
             "data",
@@ -221,6 +226,26 @@ def rows_of(table: str, paper: Mapping[str, papers.Printed]) -> Callable[[Sequen
         return markdown_table([*heads, "paper: ASR / CACC, %"] if paper else heads, rows)
 
     return show
+
+
+def _means(lines: Sequence[Line], table: str) -> list[list[str]]:
+    """A row a defence that was measured against several attacks: its excess and CACC beside the twin, averaged."""
+    cells = plan().cells(table)
+    rows = []
+    for defence in dict.fromkeys(cell.defence for cell in cells):
+        found = [figures(lines, cell) for cell in cells if cell.defence == defence]
+        there = [ours for ours in found if ours is not None]
+        if len(there) > 1:
+            row = [f"mean of {len(there)}", "", defence_name(defence), "", "", ""]
+            rows.append([*row, *_averages(there)])
+    return rows
+
+
+def _averages(found: Sequence[Figures]) -> tuple[str, str]:
+    """The mean excess, and the mean difference of CACC and the twin's."""
+    excess = sum(float(ours.excess["value"]) for ours in found) / len(found)
+    drop = sum(ours.drop for ours in found) / len(found)
+    return f"**{excess:+.3f}**", f"**{-drop:+.3f}**"
 
 
 def picture(table: str, title: str, paper: papers.Printed | None = None) -> Callable[[Sequence[Line]], str]:

@@ -255,12 +255,21 @@ def attacks(lines: Sequence[Line]) -> str:
     return markdown_table([*heads, *after], rows)
 
 
-def cost(lines: Sequence[Line]) -> str:
+def attack_cost(lines: Sequence[Line]) -> str:
+    return _cost(lines, "pet")
+
+
+def purifier_cost(lines: Sequence[Line]) -> str:
+    return _cost(lines, None)
+
+
+def _cost(lines: Sequence[Line], trained: str | None) -> str:
+    """Each way beside plain fine-tuning; `trained` is the field that says what of the model is, if one does."""
     rows = [
         [
             escaped(line["way"]),
             escaped(line["base"]),
-            escaped(line["pet"] or "whole model"),
+            *([] if trained is None else [escaped(line[trained] or "whole model")]),
             str(line["rows"]),
             f"{line['threads']} / {line['repeat']}",
             f"{line['seconds']:.1f}",
@@ -270,7 +279,17 @@ def cost(lines: Sequence[Line]) -> str:
         ]
         for line in last(lines, lambda line: tuple(str(line[key]) for key in ("way", "base", "pet", "rows")))
     ]
-    heads = ["way", "base", "trained", "rows", "threads / repeats", "seconds", "× plain", "peak MB", "× plain"]
+    heads = [
+        "way",
+        "base",
+        *([] if trained is None else ["trained"]),
+        "rows",
+        "threads / repeats",
+        "seconds",
+        "× plain",
+        "peak MB",
+        "× plain",
+    ]
     return markdown_table(heads, rows)
 
 
@@ -292,8 +311,8 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "help": help_time,
     "attacks": attacks,
     "adapters": adapters,
-    "attack_cost": cost,
-    "purifier_cost": cost,
+    "attack_cost": attack_cost,
+    "purifier_cost": purifier_cost,
     **matrix_tables.TABLES,
 }
 """Name of the marker, and of the file of results, but for those of one file together."""
