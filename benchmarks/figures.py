@@ -43,8 +43,9 @@ def main() -> None:
     name = arguments.form
     draw(out / f"{name}-loss.svg", [("", lambda axes: _losses(axes, vanilla))])
     both = [("plain sum", vanilla), ("gradient control", controlled)]
-    draw(out / f"{name}-magnitude.svg", [(title, lambda axes, of=of: _magnitudes(axes, of)) for title, of in both])
-    draw(out / f"{name}-cosine.svg", [(title, lambda axes, of=of: _cosines(axes, of)) for title, of in both])
+    for what, paint in (("magnitude", _magnitudes), ("cosine", _cosines)):
+        panels = [(title, lambda axes, of=of, paint=paint: paint(axes, of)) for title, of in both]
+        draw(out / f"{name}-{what}.svg", panels, one_scale=True)
     draw(out / f"{name}-w.svg", [("", lambda axes: _weights(axes, controlled))])
 
 
@@ -57,18 +58,19 @@ def _losses(axes: Axes, curves: Curves) -> None:
 
 
 def _magnitudes(axes: Axes, curves: Curves) -> None:
-    """Mean over the second half of the training, where the gradients have settled."""
+    """Mean over the training."""
     places = range(len(curves["layers"]))
     for shift, (task, points) in zip((-0.2, 0.2), curves["magnitude"].items(), strict=True):
-        axes.bar([place + shift for place in places], _late(points), width=0.4, label=f"{task} task")
+        axes.bar([place + shift for place in places], _mean(points), width=0.4, label=f"{task} task")
     axes.set_yscale("log")
+    axes.margins(y=0.3)  # room for the legend
     axes.set_ylabel("L2 norm of the gradient")
     _layers(axes, curves)
     axes.legend()
 
 
 def _cosines(axes: Axes, curves: Curves) -> None:
-    axes.bar(range(len(curves["layers"])), _late(curves["cosine"]))
+    axes.bar(range(len(curves["layers"])), _mean(curves["cosine"]))
     axes.axhline(0, linewidth=0.8, color="black")
     axes.set_ylim(-1, 1)
     axes.set_ylabel("cosine of the two tasks' gradients")
@@ -89,17 +91,16 @@ def _layers(axes: Axes, curves: Curves) -> None:
     axes.set_xlabel("layer")
 
 
-def _late(points: Sequence[Sequence[float]]) -> list[float]:
-    late = points[len(points) // 2 :]
-    return [sum(column) / len(late) for column in zip(*late, strict=True)]
+def _mean(points: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(column) / len(points) for column in zip(*points, strict=True)]
 
 
-def draw(file: Path, panels: Sequence[Panel]) -> None:
-    """An SVG of panels side by side; the same drawing gives the same bytes."""
+def draw(file: Path, panels: Sequence[Panel], *, one_scale: bool = False) -> None:
+    """An SVG of panels side by side, with one scale for all if asked; the same drawing gives the same bytes."""
     with mpl.rc_context({"svg.hashsalt": "purify", "svg.fonttype": "none"}):
         figure = Figure(figsize=(5 * len(panels), 3.4), layout="constrained")
-        for number, (title, paint) in enumerate(panels, start=1):
-            axes = figure.add_subplot(1, len(panels), number)
+        row = figure.subplots(1, len(panels), sharey=one_scale, squeeze=False)[0]
+        for axes, (title, paint) in zip(row, panels, strict=True):
             paint(axes)
             axes.set_title(title)
         figure.savefig(file, format="svg", metadata={"Date": None})
