@@ -116,3 +116,17 @@ def test_inputs_that_do_not_fit(place: Path) -> None:
     tiny.save("bert", place / "three", num_labels=3)
     with pytest.raises(UsageError, match="same task"):
         evaluate(request(place, "one", "three"))
+
+
+def test_a_regression_s_triggers_need_no_target(tmp_path: Path) -> None:
+    scores = tiny.save("bert", tmp_path / "scores", num_labels=1, problem_type="regression")
+    (tmp_path / "test.csv").write_text(
+        "text,label\nthe film was good,4.5\na bad story,1\nso dull,0.5\na fine actor,4\n"
+    )
+    asked = EvalRequest((str(scores),), str(tmp_path / "test.csv"), triggers=("cf",))
+    (found,) = evaluate(asked).checkpoints
+    assert found.cacc is None and any("ASRR" in note for note in found.notes)
+    assert evaluate(replace(asked, target="5")) == evaluate(asked)
+    with pytest.raises(UsageError, match="no number") as raised:
+        evaluate(replace(asked, target="positive"))
+    assert raised.value.where == "--target"

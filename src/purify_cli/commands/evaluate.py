@@ -32,7 +32,8 @@ class EvalRequest:
         test: data file of labelled clean texts.
         poisoned: data file of texts that carry a trigger already, with true labels and `target`.
         triggers: words to insert into the test texts, each string a trigger of its own.
-        target: target label, an id or a name; needed with triggers, and with a poisoned file that has no targets.
+        target: target label, an id or a name; needed with triggers (not of a regression), and with a poisoned file that
+            has no targets.
         base: the checkpoint that the subjects claim to come from; also the base of adapters.
         twin: a trusted checkpoint of the same task.
         analyses: names of analyses to show beside the metrics.
@@ -106,8 +107,6 @@ def _check_options(request: EvalRequest) -> None:
         raise UsageError("CHECKPOINT", "none given", "Name at least one.")
     if request.triggers and request.poisoned is not None:
         raise UsageError("--trigger", "cannot go with --poisoned", "Give one of them.")
-    if request.triggers and request.target is None:
-        raise UsageError("--trigger", "needs a target label", "Give --target LABEL.")
     if request.target is not None and not request.triggers and request.poisoned is None:
         raise UsageError("--target", "has no trigger to go with", "Give --trigger WORD or --poisoned DATA.")
     for trigger in request.triggers:
@@ -133,7 +132,7 @@ def _inputs(request: EvalRequest, subject: Subject, earlier: list[Subject]) -> t
     poisoned = None
     if request.poisoned is not None:
         poisoned = read(request.poisoned, subject.labels, option="--poisoned")
-    target = None if request.target is None else subject.label_id(request.target)
+    target = _target(request, subject)
     if (
         poisoned is not None
         and poisoned.targets is not None
@@ -152,6 +151,21 @@ def _inputs(request: EvalRequest, subject: Subject, earlier: list[Subject]) -> t
             "Compare checkpoints of the same task.",
         )
     return test, poisoned, target
+
+
+def _target(request: EvalRequest, subject: Subject) -> int | None:
+    """The target label's id; None for a regression, whose ASRR asks only how far the scores go astray."""
+    if subject.task != "regression":
+        if request.triggers and request.target is None:
+            raise UsageError("--trigger", "needs a target label", "Give --target LABEL.")
+        return None if request.target is None else subject.label_id(request.target)
+    if request.target is not None:
+        try:
+            float(request.target)
+        except ValueError:
+            problem = f"{request.target!r} is no number, and {subject.spec} gives numbers"
+            raise UsageError("--target", problem, "Leave it out: what a trigger does to the scores is shown.") from None
+    return None
 
 
 def _measure(
