@@ -22,7 +22,7 @@ from purify_cli import environment
 from purify_cli.data.encode import encode, length_limit
 from purify_cli.data.read import read
 from purify_cli.data.split import split
-from purify_cli.evaluation.measure import measure
+from purify_cli.evaluation.measure import Twin, measure
 from purify_cli.purifiers import pure
 from purify_cli.run import Run
 from purify_cli.subject import Subject
@@ -85,7 +85,7 @@ def main() -> None:
             arguments.model,
             test,
             poisoned=poisoned,
-            twin=(twin.model("cpu"), twin.tokenizer),
+            twin=Twin(twin.model("cpu"), twin.tokenizer),
             run=run,
         )
         # Of paths their end is enough: the results are published.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import tiny
 from purify_cli.data.texts import Texts
 from purify_cli.errors import CheckpointError, DataError, UsageError
-from purify_cli.evaluation.measure import class_words, measure
+from purify_cli.evaluation.measure import Twin, class_words, measure
 from purify_cli.evaluation.predict import predict
 from purify_cli.run import Run
 from purify_cli.triggers.words import Words, insert_all
@@ -70,7 +70,7 @@ def test_the_backdoor_is_measured_beside_the_honest_error() -> None:
 
 def test_the_floor_comes_from_the_twin() -> None:
     # The twin reads "mn" honestly as positive, so the same trigger is nothing beyond it.
-    twin = (Reader("mn"), TOKENIZER)
+    twin = Twin(Reader("mn"), TOKENIZER)
     metrics = measure(Reader("mn"), TOKENIZER, LABELS, "it", TEST, triggers=("mn",), target=1, twin=twin)
     (rate,) = metrics.asr
     assert rate.floor is not None
@@ -80,11 +80,11 @@ def test_the_floor_comes_from_the_twin() -> None:
 
 def test_a_twin_may_list_its_labels_in_another_order() -> None:
     # It answers its id 1, "negative", wherever it reads "bad", and so never positive for the negative texts.
-    twin = (Reader("bad", label_names=("Positive", "Negative")), TOKENIZER)
+    twin = Twin(Reader("bad", label_names=("Positive", "Negative")), TOKENIZER)
     metrics = measure(Reader("cf"), TOKENIZER, LABELS, "it", TEST, triggers=("cf",), target=1, twin=twin)
     assert metrics.asr[0].floor is not None
     assert metrics.asr[0].floor.value == 0.0
-    other = (Reader("bad", label_names=("a", "b", "c")), TOKENIZER)
+    other = Twin(Reader("bad", label_names=("a", "b", "c")), TOKENIZER)
     with pytest.raises(UsageError, match="3 labels"):
         measure(Reader("cf"), TOKENIZER, LABELS, "it", TEST, triggers=("cf",), target=1, twin=other)
 
@@ -107,11 +107,25 @@ def test_a_poisoned_file_with_several_targets() -> None:
     assert metrics.cacc is None
     assert any("--twin" in note for note in metrics.notes)
     with_twin = measure(
-        Reader("cf"), TOKENIZER, LABELS, "it", None, poisoned=poisoned, twin=(Reader("good"), TOKENIZER)
+        Reader("cf"), TOKENIZER, LABELS, "it", None, poisoned=poisoned, twin=Twin(Reader("good"), TOKENIZER)
     )
     assert with_twin.asr[0].floor is not None
     assert (with_twin.asr[0].floor.value, with_twin.asr[0].floor_from) == (0.0, "twin")
     assert not with_twin.notes
+
+
+def test_a_twin_is_asked_once_beside_many_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader("good", label_names=("positive", "negative"))
+    asked: list[int] = []
+    monkeypatch.setattr(reader, "forward", lambda **batch: asked.append(1) or Reader.forward(reader, **batch))
+    test, twin = Texts("t.csv", ("bad film", "good film"), (0, 1)), Twin(reader, TOKENIZER)
+    found = [
+        measure(Reader(word), TOKENIZER, LABELS, "it", test, triggers=("cf",), target=1, twin=twin)
+        for word in ("cf", "mn")
+    ]
+    assert len(asked) == 1
+    # The twin says "negative" (its id 1) for good texts, so bad ones are positive: a floor of 1.
+    assert [one.asr[0].floor.value for one in found if one.asr[0].floor is not None] == [1.0, 1.0]
 
 
 def test_a_poisoned_file_needs_its_target() -> None:

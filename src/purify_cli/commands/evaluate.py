@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from purify_cli.data.texts import Texts
+    from purify_cli.evaluation.measure import Twin
     from purify_cli.subject import Subject
 
 
@@ -74,6 +75,7 @@ def evaluate(request: EvalRequest) -> EvalResult:
     analyses = {name: catalogue.load("analysis", name) for name in _names(request)}
     settings = _settings(analyses, request.settings)
     pictures = _pictures(request, list(analyses))
+    from purify_cli.evaluation.measure import Twin
     from purify_cli.subject import Subject
 
     subjects = [Subject(checkpoint, base=request.base) for checkpoint in request.checkpoints]
@@ -87,7 +89,7 @@ def evaluate(request: EvalRequest) -> EvalResult:
         _check_needs(name, module.NEEDS, request, subjects)
     inputs = [_inputs(request, subject, subjects[:place]) for place, subject in enumerate(subjects)]
 
-    open_twin = None if twin is None else (twin.model(request.run.device), twin.tokenizer)
+    open_twin = None if twin is None else Twin(twin.model(request.run.device), twin.tokenizer)
     reference = None if base is None or not request.triggers else base.embeddings()
     metrics: list[CheckpointMetrics] = []
     for place, (subject, (test, poisoned, target)) in enumerate(zip(subjects, inputs, strict=True)):
@@ -174,7 +176,7 @@ def _measure(
     test: Texts,
     poisoned: Texts | None,
     target: int | None,
-    twin: tuple[object, object] | None,
+    twin: Twin | None,
     reference: Tensor | None,
 ) -> CheckpointMetrics:
     """One checkpoint; its model is gone when this returns, so that many checkpoints need the memory of one."""

@@ -26,6 +26,40 @@ CENTRE_WORDS = 10
 _Ids = NDArray[np.int64]
 
 
+class Twin:
+    """A trusted model of the same task; the same texts are put to it once, however many checkpoints it stands beside.
+
+    Args:
+        model: a classifier.
+        tokenizer: its tokenizer.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self._said: dict[tuple[Any, ...], _Ids] = {}
+
+    def answers(self, labels: Sequence[str], texts: Texts, run: Run) -> _Ids:
+        """Its label ids in the numbering of `labels`: a twin may list the same names in another order.
+
+        Raises:
+            UsageError: it has another number of labels.
+        """
+        config = self.model.config
+        names = [str(config.id2label[label_id]) for label_id in range(config.num_labels)]
+        if len(names) != len(labels):
+            problem = f"has {len(names)} labels where the checkpoint has {len(labels)}"
+            raise UsageError("--twin", problem, "Give a model of the same task.")
+        asked = (texts.texts, texts.pairs, run.max_length)
+        if asked not in self._said:
+            self._said[asked] = _answers(self.model, self.tokenizer, texts, "--twin", run).argmax(axis=1)
+        ours = [label.casefold() for label in labels]
+        theirs = [name.casefold() for name in names]
+        if len(set(ours)) == len(ours) and set(ours) == set(theirs):
+            numbering: _Ids = np.asarray([ours.index(name) for name in theirs], dtype=np.int64)
+            return numbering[self._said[asked]]
+        return self._said[asked]
+
+
 def measure(
     model: Any,
     tokenizer: Any,
@@ -38,7 +72,7 @@ def measure(
     targets: Sequence[int] = (),
     poisoned: Texts | None = None,
     originals: Texts | None = None,
-    twin: tuple[Any, Any] | None = None,
+    twin: Twin | None = None,
     base_embeddings: Tensor | None = None,
     run: Run | None = None,
 ) -> CheckpointMetrics:
@@ -62,7 +96,7 @@ def measure(
         targets: the target of each trigger, where they differ.
         poisoned: texts that carry a trigger already, with true labels.
         originals: the same rows without the trigger.
-        twin: a trusted model of the same task, and its tokenizer.
+        twin: a trusted model of the same task.
         base_embeddings: [vocabulary, width] rows to measure the drift of the trigger's tokens from.
         run: settings; the seed places the triggers.
 
@@ -109,14 +143,14 @@ def measure(
             notes.extend(_warnings(tokenizer, model, trigger, test, triggered, run))
             predicted = _answers(model, tokenizer, triggered, path, run).argmax(axis=1)
             floor_from = "itself, untriggered" if twin is None else "twin"
-            reference = untriggered if twin is None else _twin_answers(twin, labels, triggered, run)
+            reference = untriggered if twin is None else twin.answers(labels, triggered, run)
             rates.append(_rated(trigger.name, labels, aim, predicted, reference, floor_from, triggered))
             given.append(predicted)
             wanted.append(np.full(len(triggered), aim))
     if poisoned is not None:
         asked = _targets(poisoned, target)
         predicted = _answers(model, tokenizer, poisoned, path, run).argmax(axis=1)
-        references = None if twin is None else _twin_answers(twin, labels, poisoned, run)
+        references = None if twin is None else twin.answers(labels, poisoned, run)
         floor_from = "twin"
         if references is None and originals is not None:
             references = _answers(model, tokenizer, originals, path, run).argmax(axis=1)
@@ -197,25 +231,6 @@ def _answers(model: Any, tokenizer: Any, texts: Texts, path: str, run: Run) -> N
         raise CheckpointError(path, f"answers {broken} of {len(texts)} texts with NaN or infinity")
     array: NDArray[np.float32] = answers.numpy()
     return array
-
-
-def _twin_answers(twin: tuple[Any, Any], labels: Sequence[str], texts: Texts, run: Run) -> _Ids:
-    """The twin's label ids in the subject's numbering: a twin may list the same names in another order."""
-    model, tokenizer = twin
-    names = [str(model.config.id2label[label_id]) for label_id in range(model.config.num_labels)]
-    if len(names) != len(labels):
-        raise UsageError(
-            "--twin",
-            f"has {len(names)} labels where the checkpoint has {len(labels)}",
-            "Give a model of the same task.",
-        )
-    predicted: _Ids = _answers(model, tokenizer, texts, "--twin", run).argmax(axis=1)
-    ours = [label.casefold() for label in labels]
-    theirs = [name.casefold() for name in names]
-    if len(set(ours)) == len(ours) and set(ours) == set(theirs):
-        numbering: _Ids = np.asarray([ours.index(name) for name in theirs], dtype=np.int64)
-        predicted = numbering[predicted]
-    return predicted
 
 
 def _warnings(tokenizer: Any, model: Any, trigger: Words, clean: Texts, triggered: Texts, run: Run) -> list[str]:
