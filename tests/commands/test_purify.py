@@ -20,9 +20,10 @@ from purify_cli.checkpoint.poison_mark import read_mark
 from purify_cli.commands import purify as command
 from purify_cli.commands.poison import PoisonRequest, poison
 from purify_cli.commands.purify import PurifyRequest, purify
-from purify_cli.errors import CheckpointError, DataError, OutputError, PurifyError, UsageError
+from purify_cli.errors import CheckpointError, DataError, OutputError, PurifyError, UnsupportedError, UsageError
 from purify_cli.purifiers import Purified
 from purify_cli.run import Run
+from purify_cli.subject import Subject
 
 NOUNS = "movie film story plot actor actress scene script music book show picture".split()
 CUES = ("bad awful dull boring poor terrible".split(), "good great fine wonderful lovely funny".split())
@@ -285,7 +286,7 @@ def test_texts_that_are_in_both_files_are_told(request_for: Callable[..., Purify
 @pytest.mark.parametrize(
     ("changes", "kind", "words"),
     [
-        ({"triggers": ("cf",)}, UsageError, "--target"),
+        ({"triggers": ("cf",), "test": "TEST"}, UsageError, "--target"),
         ({"triggers": ("cf",), "target": "1"}, UsageError, "--test"),
         ({"target": "1"}, UsageError, "--target"),
         ({"triggers": ("cf",), "target": "1", "poisoned": "x.csv"}, UsageError, "--poisoned"),
@@ -327,3 +328,23 @@ def test_one_class_only(request_for: Callable[..., PurifyRequest], tmp_path: Pat
     (tmp_path / "one.csv").write_text("text,label\ngood,1\nfine,1\n", encoding="utf-8")
     with pytest.raises(DataError, match="all 2 texts"):
         purify(request_for(clean=str(tmp_path / "one.csv")))
+
+
+@pytest.mark.parametrize("method", ["finetune", "gba"])
+def test_a_regression_is_judged_by_its_correlation(tmp_path: Path, method: str) -> None:
+    scores = tiny.save("bert", tmp_path / "scores", num_labels=1, problem_type="regression")
+    words = ("good", "bad", "movie", "film", "plot", "story")
+    rows = [" ".join(words[(i * k) % 6] for k in (1, 5, 7)) + f" {words[i % 5]},{(i % 9) / 2}" for i in range(60)]
+    (tmp_path / "clean.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    clean = str(tmp_path / "clean.csv")
+    asked = PurifyRequest(str(scores), method, clean, out=str(tmp_path / "out"), test=clean, triggers=("cf",))
+    found = purify(replace(asked, settings=("epochs=2",)))
+    assert found.after is not None and found.after.cacc is None
+    assert any("ASRR" in note for note in found.after.notes)
+    assert "correlation" in found.limits.reasons[0]
+    assert Subject(tmp_path / "out").task == "regression"
+    for wrong in (replace(asked, target="1"), replace(asked, triggers=(), poisoned=clean)):
+        with pytest.raises(UsageError, match="regression"):
+            purify(replace(wrong, force=True))
+    with pytest.raises(UnsupportedError):
+        purify(replace(asked, method="pure", force=True))

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import math
+import statistics
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from purify_cli.evaluation.metrics import asr, cacc, excess, lfr
+from purify_cli.evaluation.metrics import asr, cacc, excess, lfr, pearson
 
 #            true label, given label; the target is 1
 LABELS = [0, 0, 0, 0, 1, 1, 2, 2]
@@ -55,3 +58,20 @@ def test_nothing_to_count() -> None:
         cacc([], [])
     with pytest.raises(ValueError, match="length"):
         cacc([1], [1, 0])
+
+
+def test_pearson_is_the_mean_product_of_standard_scores_and_its_interval_is_fisher_s() -> None:
+    scores, truth = [0.1, 0.9, 0.4, 0.7, 0.2, 0.8], [0.0, 4.0, 3.0, 2.0, 1.0, 5.0]
+    n, mean = len(truth), statistics.fmean
+    products = mean((a - mean(scores)) * (b - mean(truth)) for a, b in zip(scores, truth, strict=True))
+    expected = products / (statistics.pstdev(scores) * statistics.pstdev(truth))
+    reach = 1.959964 / math.sqrt(n - 3)
+    found = pearson(scores, truth)
+    assert (found.value, found.n) == (pytest.approx(expected), n)
+    assert (found.low, found.high) == tuple(
+        pytest.approx(math.tanh(math.atanh(expected) + side * reach), abs=1e-6) for side in (-1, 1)
+    )
+    for flat in ([1.0] * n, scores[:3]):
+        assert (pearson(flat, truth[: len(flat)]).low, pearson(flat, truth[: len(flat)]).value) == (-1.0, 0.0)
+    with pytest.raises(ValueError, match="different length"):
+        pearson(scores, truth[1:])

@@ -219,6 +219,27 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
 
 
+def test_a_score_wants_both_class_tokens_in_proportion(tmp_path: Path) -> None:
+    model = tiny.build("bert", num_labels=1, problem_type="regression", initializer_range=0.3)
+    tokenizer = add_prompt(model, tiny.tokenizer("bert"), 1, seed=0)
+    scores = Texts("s.csv", TEXTS.texts[:3], (0.0, 3.0, 4.0))
+    batch = collate(encode(tokenizer, scores, 16), range(3), tokenizer.pad_token_id)
+    low, high = tokenizer.convert_tokens_to_ids(["bad", "good"])
+    answer = PromptAnswer((low, high), 2.0, span=(0.0, 4.0))
+    log_p = answer.logits(model, batch).log_softmax(dim=-1)
+    by_hand = [log_p[0, low], 0.25 * log_p[1, low] + 0.75 * log_p[1, high], log_p[2, high]]
+    torch.testing.assert_close(answer(model, batch), -sum(by_hand) / 3, atol=1e-5, rtol=1e-5)
+
+    subject = Subject(tiny.save("bert", tmp_path / "x", num_labels=1, problem_type="regression"))
+    texts = Texts("s.csv", TEXTS.texts, (4.0, 1.0, 0.5, 3.5) * 4)
+    purified = purify(subject, Evidence(), texts, texts, Settings(**(QUICK | {"head_epochs": 20})), RUN)
+    assert purified.model.config.num_labels == 1
+    said = predict(purified.model, purified.tokenizer, texts, RUN)[:, 0]
+    assert abs(float(said.mean()) - 2.25) < 1
+    with pytest.raises(UsageError, match="all of its scores"):
+        purify(subject, Evidence(), texts.with_(labels=(2.0,) * 16), texts, Settings(**QUICK), RUN)
+
+
 def test_preview_names_the_class_tokens(tmp_path: Path) -> None:
     subject = Subject(tiny.save("bert", tmp_path / "x"))
     shown = preview(subject, Evidence(), TEXTS, TEXTS, Settings(), RUN)

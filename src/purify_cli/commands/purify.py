@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from purify_cli import catalogue
-from purify_cli.errors import DataError, UsageError
+from purify_cli.errors import DataError, UnsupportedError, UsageError
 from purify_cli.results import CheckpointMetrics, Limits, PurifyResult, Rate
 from purify_cli.run import Run
 
@@ -97,11 +97,14 @@ class _Examination:
         )
 
     def dev_accuracy(self, model: Any, tokenizer: Any) -> Rate:
-        """Accuracy on the part of the clean texts that is not trained on."""
-        from purify_cli.evaluation.metrics import cacc
+        """Accuracy on the part of the clean texts that is not trained on; of a regression Pearson's correlation."""
+        from purify_cli.evaluation.metrics import cacc, pearson
         from purify_cli.evaluation.predict import predict
 
-        return cacc(predict(model, tokenizer, self.dev, self.run).argmax(dim=1).numpy(), self.dev.labels or ())
+        answers, labels = predict(model, tokenizer, self.dev, self.run), self.dev.labels or ()
+        if len(self.labels) == 1:
+            return pearson(answers[:, 0].numpy(), labels)
+        return cacc(answers.argmax(dim=1).numpy(), labels)
 
 
 def purify(request: PurifyRequest) -> PurifyResult:
@@ -130,15 +133,20 @@ def purify(request: PurifyRequest) -> PurifyResult:
     from purify_cli.data.split import split
     from purify_cli.needs import check_needs
     from purify_cli.subject import Evidence, Subject
+    from purify_cli.training.start import has_scores
 
     subject = Subject(request.checkpoint, base=request.base)
-    check_task(subject)
+    check_task(subject, regression=bool(getattr(method, "REGRESSION", False)))
     out = _out(request, subject)
     if not request.dry_run:
         check_output(out, subject.path, request.force)
     clean = read(request.clean, labels_of(subject) or None, option="--clean")
     labels = labels_of(subject, clean)
-    require_classes(clean, len(labels), "--clean")
+    regression = subject.task == "regression" or (subject.task != "classifier" and has_scores(clean))
+    if not regression:
+        require_classes(clean, len(labels), "--clean")
+    elif not getattr(method, "REGRESSION", False):
+        raise UnsupportedError(request.clean, f"its labels are scores, and {name} needs classes")
     untrusted = None
     if request.untrusted is not None:
         untrusted = read(request.untrusted, labels, needs_labels=False, option="--untrusted")
@@ -163,7 +171,7 @@ def purify(request: PurifyRequest) -> PurifyResult:
         return PurifyResult(summary, name, asdict(settings), None, None, report, None, limits)
 
     before, dev_before = None, None
-    if subject.task == "classifier":
+    if subject.task in {"classifier", "regression"}:
         model = subject.open(request.run.device)
         before = examination.measure(model, subject.tokenizer, request.checkpoint)
         dev_before = examination.dev_accuracy(model, subject.tokenizer)
@@ -175,7 +183,7 @@ def purify(request: PurifyRequest) -> PurifyResult:
     after = examination.measure(purified.model, tokenizer, str(out))
     dev_after = examination.dev_accuracy(purified.model, tokenizer)
 
-    limits = _limits(request, purified, before, after, dev_before, dev_after)
+    limits = _limits(request, purified, before, after, dev_before, dev_after, regression)
     report = dict(purified.report) | {
         "train": len(train),
         "dev": len(dev),
@@ -199,8 +207,6 @@ def purify(request: PurifyRequest) -> PurifyResult:
 def _check_options(request: PurifyRequest) -> None:
     if request.triggers and request.poisoned is not None:
         raise UsageError("--trigger", "cannot go with --poisoned", "Give one of them.")
-    if request.triggers and request.target is None:
-        raise UsageError("--trigger", "needs a target label", "Give --target LABEL.")
     if request.triggers and request.test is None:
         raise UsageError("--trigger", "needs texts to be inserted into", "Give --test DATA.")
     if request.target is not None and not request.triggers and request.poisoned is None:
@@ -224,6 +230,12 @@ def _examination(
     from purify_cli.commands.preparation import label_id
     from purify_cli.data.read import read
 
+    if len(labels) == 1:
+        for option, value in (("--poisoned", request.poisoned), ("--target", request.target)):
+            if value is not None:
+                raise UsageError(option, "is for classes, and this is a regression", "Give --test and --trigger alone.")
+    elif request.triggers and request.target is None:
+        raise UsageError("--trigger", "needs a target label", "Give --target LABEL.")
     test = None if request.test is None else read(request.test, labels, option="--test")
     poisoned = None if request.poisoned is None else read(request.poisoned, labels, option="--poisoned")
     triggers = tuple(" ".join(trigger.split()) for trigger in request.triggers)
@@ -245,6 +257,8 @@ def _examination(
             triggers, target = mark.words, marked
         elif target == marked:
             triggers = tuple(dict.fromkeys((*triggers, *mark.words)))
+    elif mark is not None and len(labels) == 1 and not triggers and test is not None:
+        triggers = mark.words
     return _Examination(labels, test, poisoned, triggers, target, dev, request.run)
 
 
@@ -270,6 +284,7 @@ def _limits(
     after: CheckpointMetrics | None,
     dev_before: Rate | None,
     dev_after: Rate,
+    regression: bool,
 ) -> Limits:
     """Whether clean accuracy held, the measured triggers are gone, and the method itself has nothing to object."""
     reasons = list(purified.reasons)
@@ -283,8 +298,9 @@ def _limits(
     elif request.max_drop is not None:
         # A drop of exactly the limit is within it, whatever the last bit of the difference says.
         met = drop <= request.max_drop + 1e-9
+        what = "clean accuracy" if not regression else "the correlation with the scores"
         reasons.append(
-            f"clean accuracy on {texts} went from {old.value:.3f} to {new.value:.3f}, "
+            f"{what} on {texts} went from {old.value:.3f} to {new.value:.3f}, "
             f"which is {'within' if met else 'beyond'} a drop of {request.max_drop:g}"
         )
     measured = _measured(after)
@@ -316,6 +332,8 @@ def _why_marked(
     mark: PoisonMark, examination: _Examination, after: CheckpointMetrics | None, limits: Limits
 ) -> str | None:
     """Why the poison mark stays; None: the purification was verified, and it goes."""
+    if len(examination.labels) == 1:
+        return "what a trigger does to a regression is shown, and judged by nobody"
     if not mark.triggers or mark.target not in examination.labels:
         return "it does not say which triggers to verify"
     if not mark.words:

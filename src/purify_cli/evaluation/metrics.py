@@ -72,6 +72,31 @@ def excess(rate: Rate, floor: Rate) -> Rate:
     return newcombe(round(rate.value * rate.n), rate.n, round(floor.value * floor.n), floor.n)
 
 
+def pearson(scores: Any, truth: Any) -> Rate:
+    """Pearson's correlation of a regression's scores with the true ones, with Fisher's 95 % interval.
+
+    Args:
+        scores: [texts] floats.
+        truth: [texts] floats.
+
+    Returns:
+        the correlation; 0 in -1..1 where a column is all the same number, or there are fewer than four texts.
+
+    Raises:
+        ValueError: columns of different length.
+    """
+    from scipy.stats import pearsonr
+
+    scores, truth = np.asarray(scores, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    if scores.shape != truth.shape:
+        raise ValueError(f"columns of different length: {len(scores)} and {len(truth)}")
+    if len(truth) < 4 or np.ptp(scores) == 0 or np.ptp(truth) == 0:
+        return Rate(0.0, -1.0, 1.0, len(truth))
+    found = pearsonr(scores, truth)
+    low, high = found.confidence_interval(0.95)
+    return Rate(float(found.statistic), float(low), float(high), len(truth))
+
+
 def _ids(*columns: Any) -> tuple[NDArray[np.int64], ...]:
     arrays = tuple(np.asarray(column, dtype=np.int64) for column in columns)
     if len({array.shape for array in arrays}) > 1:

@@ -4,6 +4,7 @@ A purifier is a module of this package whose name is its file's name:
 
     SUMMARY: str                 one line for `purify methods`
     NEEDS: tuple[str, ...]       of "weights", "classifier", "base", "twin", "clean", "untrusted"
+    REGRESSION: bool             optional: it takes scores for labels, and checkpoints that give scores; absent: no
     Settings                     a frozen dataclass; each field's metadata has "help", "range" and "source"
     purify(subject, evidence, train, dev, settings, run) -> Purified
     preview(subject, evidence, train, dev, settings, run) -> dict      optional: what --dry-run shows

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "train on with clean texts (Clean-FT), the baseline"
 NEEDS: tuple[str, ...] = ("clean",)
+REGRESSION = True
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,14 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
     """Train a copy of the subject on the clean texts.
 
     Args:
-        subject: a classifier, or an encoder, which gets a new classifier.
+        subject: a classifier or a regression, or an encoder, which gets a new head.
         evidence: not used.
         train: clean texts with labels.
         dev: not used; the last epoch is taken, as in PURE.
         settings: see there.
         run: seed, device, max_length, progress and state.
     """
-    model = open_classifier(subject, train, run, fresh=settings.fresh_classifier)
+    model = open_classifier(subject, train, run, fresh=settings.fresh_classifier, regression=True)
     trained = plain.train(model, subject.tokenizer, train, settings, run)
     return Purified(model, {"rows": len(train), "steps": trained.steps, "losses": list(trained.losses)})
 
@@ -70,5 +71,5 @@ def preview(
 ) -> dict[str, Any]:
     """What a purification would do, without doing it."""
     steps = -(-len(train) // settings.batch_size) * settings.epochs
-    new = settings.fresh_classifier or subject.task != "classifier"
+    new = settings.fresh_classifier or subject.task not in {"classifier", "regression"}
     return {"rows": len(train), "steps": steps, "classifier": "new" if new else "kept"}

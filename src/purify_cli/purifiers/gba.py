@@ -22,11 +22,13 @@ readings of equations 3 and 4 (`broadcast`):
 - `gradient`, the literal one: lambda Q_w is added to the gradient, which the clipping and Adam see. p(y|x) is floored.
 - `none`: prompt tuning alone.
 
-Needs labelled clean texts; an encoder or a classifier that sums up in its first token, has a [MASK], and whose hidden
-states are as wide as its embeddings (BERT, RoBERTa, DistilBERT, DeBERTa). An MLM head is not used: equation 1 reads the
-embedding itself. Comes out as a plain sequence classifier, whose tokenizer frames each text with the prompt: when the
-prompt has been learned, a fresh classification head is trained on the frozen encoder, so that anything that loads a
-classifier can use it. The report says how often head and class tokens agree.
+A regression has two class tokens, for its lowest and its highest score; a score between them wants both, in proportion.
+
+Needs labelled clean texts; an encoder, a classifier or a regression that sums up in its first token, has a [MASK], and
+whose hidden states are as wide as its embeddings (BERT, RoBERTa, DistilBERT, DeBERTa). An MLM head is not used:
+equation 1 reads the embedding itself. Comes out as a plain sequence classifier, whose tokenizer frames each text with
+the prompt: when the prompt has been learned, a fresh classification head is trained on the frozen encoder, so that
+anything that loads a classifier can use it. The report says how often head and class tokens agree.
 Raises what the training raises; UsageError for class tokens that are none.
 Cost: `epochs` of training with a product [batch, width] x [width, V] a step, and `head_epochs` forward passes.
 
@@ -41,6 +43,7 @@ Where we differ from the paper, and why:
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -50,7 +53,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from purify_cli.architecture.classifier import classifier_parameters, replace_classifier
+from purify_cli.architecture.classifier import classifier_parameters, output_layer, replace_classifier
 from purify_cli.architecture.embeddings import word_embeddings
 from purify_cli.architecture.pet import has_pet
 from purify_cli.architecture.prompt import add_prompt
@@ -62,14 +65,16 @@ from purify_cli.evaluation.predict import predict
 from purify_cli.purifiers import Purified
 from purify_cli.run import Run
 from purify_cli.training.loop import Trained, fit
+from purify_cli.training.plain import task_loss
 from purify_cli.training.recipe import Batch, Gradients, Recipe
-from purify_cli.training.start import open_classifier
+from purify_cli.training.start import has_scores, open_classifier
 
 if TYPE_CHECKING:
     from purify_cli.subject import Evidence, Subject
 
 SUMMARY = "adapt with a prompt while the embeddings of words that clean texts never use merge into the crowd (GBA)"
 NEEDS: tuple[str, ...] = ("clean",)
+REGRESSION = True
 AUTO = 4.0
 AUTO_REACH = "weights"
 
@@ -156,7 +161,7 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
     """Adapt, with one lambda or with growing ones, and train a head; see the module's docstring.
 
     Args:
-        subject: a classifier, or an encoder.
+        subject: a classifier, a regression, or an encoder.
         evidence: not used.
         train: clean texts with labels.
         dev: clean texts with labels, by which lambda is raised and the head compared with the class tokens.
@@ -189,7 +194,7 @@ def preview(
 ) -> dict[str, Any]:
     """The label map, and how many rows of the embedding no clean text has."""
     _check(settings)
-    model = open_classifier(subject, train, run)
+    model = open_classifier(subject, train, run, regression=True)
     tokens = class_tokens(settings.class_tokens, _label_names(model), subject.tokenizer, train)
     stream = encode(subject.tokenizer, train, length_limit(subject.tokenizer, model.config, run))
     seen = {token for text in stream.ids for token in text} | set(tokens) | set(subject.tokenizer.all_special_ids)
@@ -201,6 +206,9 @@ def preview(
 
 
 def _label_names(model: Any) -> list[str]:
+    """The names of the labels; of a regression names for the ends of its scores."""
+    if model.config.num_labels == 1:
+        return ["low", "high"]
     return [model.config.id2label[label] for label in range(model.config.num_labels)]
 
 
@@ -220,14 +228,14 @@ def _check(settings: Settings) -> None:
 
 
 def _adapt(subject: Subject, train: Texts, dev: Texts, settings: Settings, run: Run) -> _Adapted:
-    model = open_classifier(subject, train, run)
+    model = open_classifier(subject, train, run, regression=True)
     if has_pet(model):
         problem = "is an adapter, and the embeddings lie in its base"
         raise UsageError(subject.spec, problem, "Give the base, or an adapter that can be merged.")
     tokens = class_tokens(settings.class_tokens, _label_names(model), subject.tokenizer, train)
     tokenizer = add_prompt(model, subject.tokenizer, settings.width, run.seed)
     stream = encode(tokenizer, train, length_limit(tokenizer, model.config, run))
-    answer = PromptAnswer(tokens, settings.temperature)
+    answer = PromptAnswer(tokens, settings.temperature, _span(model, train))
     steps = math.ceil(len(stream) / settings.batch_size) * settings.epochs
     broadcast = Broadcast(model, answer, stream, {*tokenizer.all_special_ids, *tokens}, settings, steps)
     before = broadcast.distance(model)
@@ -245,25 +253,42 @@ def _adapt(subject: Subject, train: Texts, dev: Texts, settings: Settings, run: 
     after = broadcast.distance(model)
     head = _train_head(model, stream, settings, run)
 
-    said = predict(model, tokenizer, dev, run).argmax(dim=1)  # [texts]
-    meant = predict(_ClassTokens(model, answer), tokenizer, dev, run).argmax(dim=1)
-    right = torch.tensor([int(label) for label in dev.labels or ()])
+    said, meant = (predict(one, tokenizer, dev, run) for one in (model, _ClassTokens(model, answer)))  # [texts, labels]
+    right = torch.tensor(dev.labels or ())
+    if answer.span is None:
+        accuracy, agrees = (said.argmax(dim=1) == right), (said.argmax(dim=1) == meant.argmax(dim=1))
+        accuracy, agrees = accuracy.float().mean(), agrees.float().mean()
+    else:  # of a regression Pearson's correlations
+        accuracy, agrees = (torch.corrcoef(torch.stack([said[:, 0], other]))[0, 1] for other in (right, meant[:, 0]))
     report = {
         "class_tokens": tokenizer.convert_ids_to_tokens(list(tokens)),
         "broadcast": settings.broadcast,
         "steps": adapted.steps + head.steps,
         "losses": list(adapted.losses),
         "head_losses": list(head.losses),
-        "head_agrees": float((said == meant).float().mean()),
+        "head_agrees": float(agrees),
         "rows_never_seen": int(broadcast.unseen.sum()),
         "crowd_distance": {"before": before, "after": after},
     }
-    return _Adapted(model, tokenizer, settings.pull, float((said == right).float().mean()), report)
+    return _Adapted(model, tokenizer, settings.pull, float(accuracy), report)
+
+
+def _span(model: Any, train: Texts) -> tuple[float, float] | None:
+    """The ends of a regression's scores; None for a classifier."""
+    if model.config.num_labels > 1:
+        return None
+    low, high = min(train.labels or (0.0,)), max(train.labels or (0.0,))
+    if low == high:
+        raise UsageError("--clean", f"all of its scores are {low:g}", "Give texts with different ones.")
+    return float(low), float(high)
 
 
 def _train_head(model: Any, stream: Encoded, settings: Settings, run: Run) -> Trained:
     """A fresh classification head, and pooler where there is one, on the encoder as it now is."""
     replace_classifier(model, model.config.num_labels, run.seed)
+    if model.config.num_labels == 1:
+        with torch.no_grad():  # where the scores are: a small learning rate would be long on its way there
+            output_layer(model).bias.fill_(sum(stream.labels or ()) / len(stream))
     opened = {id(model.get_parameter(name)) for name in classifier_parameters(model)}
     pooler = getattr(base_of(model), family_of(base_of(model).config).pooler or "", None)
     if pooler is not None:
@@ -273,6 +298,7 @@ def _train_head(model: Any, stream: Encoded, settings: Settings, run: Run) -> Tr
             pooler.dense.weight.copy_(torch.randn(pooler.dense.weight.shape, generator=draw) * 0.02)
             pooler.dense.bias.zero_()
     recipe = Recipe(
+        objectives={"task": task_loss(model)},
         trainable=lambda name, parameter: id(parameter) in opened,
         learning_rate=settings.head_rate,
         epochs=settings.head_epochs,
@@ -289,8 +315,10 @@ class PromptAnswer:
     """Objective: the cross entropy of the class token of y among all words of the vocabulary, at [MASK].
 
     Args:
-        tokens: id of the class token of each label.
+        tokens: id of the class token of each label; of a regression those of the lowest and the highest score.
         temperature: T.
+        span: of a regression the lowest and the highest score: a score between them wants both tokens, each with the
+            probability that lies where the score does.
 
     Attributes:
         batch: the last one.
@@ -298,8 +326,8 @@ class PromptAnswer:
         gradient: dL/dE of each of its tokens, once the gradient was asked for, `[batch, tokens, width]`.
     """
 
-    def __init__(self, tokens: tuple[int, ...], temperature: float) -> None:
-        self.tokens, self.temperature = tokens, temperature
+    def __init__(self, tokens: tuple[int, ...], temperature: float, span: tuple[float, float] | None = None) -> None:
+        self.tokens, self.temperature, self.span = tokens, temperature, span
         self.batch: Batch = {}
         self.log_p = self.gradient = torch.empty(0)
 
@@ -320,10 +348,16 @@ class PromptAnswer:
         self.batch, self.log_p = batch, log_p.detach()
         return -self.of_label(log_p).mean()
 
-    def of_label(self, by_word: Tensor) -> Tensor:
-        """`[batch, V]` -> the column of each text's class token, `[batch]`."""
-        wanted = torch.tensor(self.tokens, device=by_word.device)[self.batch["labels"]]
-        return by_word.gather(1, wanted[:, None])[:, 0]
+    def of_label(self, log_p: Tensor) -> Tensor:
+        """Ln p(y|x) of each text's label, `[batch]`, from `[batch, V]`."""
+        labels = self.batch["labels"]
+        if self.span is None:
+            wanted = nn.functional.one_hot(labels, len(self.tokens)).to(log_p)  # [batch, labels]
+        else:
+            low, high = self.span
+            share = (labels.to(log_p) - low) / (high - low)
+            wanted = torch.stack([1 - share, share], dim=1)
+        return (log_p[:, list(self.tokens)] * wanted).sum(dim=1)
 
     def _watch(self, module: nn.Module, inputs: tuple[Tensor, ...], rows: Tensor) -> None:
         if rows.requires_grad:
@@ -341,8 +375,11 @@ class _ClassTokens(nn.Module):
         self.model, self.config, self.answer = model, model.config, answer
 
     def forward(self, **batch: Tensor) -> Any:
-        """Logits `[batch, labels]`."""
-        return SimpleNamespace(logits=self.answer.logits(self.model, batch)[:, list(self.answer.tokens)])
+        """Logits `[batch, labels]`; of a regression the score that the two tokens' probabilities stand for."""
+        logits = self.answer.logits(self.model, batch)[:, list(self.answer.tokens)]
+        if self.answer.span is not None:
+            logits = logits.softmax(dim=1) @ logits.new_tensor(self.answer.span)[:, None]
+        return SimpleNamespace(logits=logits)
 
 
 # --- equations 3 and 4 ------------------------------------------------------------------------------------------------
@@ -445,7 +482,12 @@ def class_tokens(given: str, names: Sequence[str], tokenizer: Any, texts: Texts)
         return found
     pieces = [_pieces(tokenizer, name) for name in names]
     own = tuple(ids[0] for ids in pieces if len(ids) == 1 and ids[0] != tokenizer.unk_token_id)
-    return own if len(set(own)) == len(names) else _telling(tokenizer, texts, len(names))
+    if len(set(own)) == len(names):
+        return own
+    if has_scores(texts):
+        middle = statistics.median(texts.labels or ())
+        texts = texts.with_(labels=tuple(int(score > middle) for score in texts.labels or ()))
+    return _telling(tokenizer, texts, len(names))
 
 
 def _pieces(tokenizer: Any, word: str) -> list[int]:

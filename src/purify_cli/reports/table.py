@@ -307,7 +307,8 @@ def _purify_next(page: Page, report: Report, result: PurifyResult) -> None:
         page.command(("purify", "purify", "--method", result.method, "--help-method"))
     elif _left_over(result) is None:
         page.item("Measure it on labelled texts that were not used here (names in capitals are yours to fill in):")
-        page.command(("purify", "eval", path, wrote, "--test", "TEST_CSV", "--trigger", "WORD", "--target", "LABEL"))
+        target = () if len(result.subject.labels) == 1 else ("--target", "LABEL")
+        page.command(("purify", "eval", path, wrote, "--test", "TEST_CSV", "--trigger", "WORD", *target))
     else:
         page.item("Scan what was written:")
         page.command(("purify", "scan", wrote))
