@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matrix_tables
+from scipy.stats import t as student
 from tables import Line, code, escaped, interval, last, markdown_table, short
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -189,33 +192,19 @@ METHODS = ("clean", "vanilla", "ripple", "lwp", "gradnorm", "gradient_control")
 
 
 def adapters(lines: Sequence[Line]) -> str:
-    """Table 1 of Gu et al. 2023, ours beside theirs; a row a run, so that seeds are seen apart."""
+    """Table 1 of Gu et al. 2023, ours beside theirs; a row a run, and under the seeds of a setting their mean."""
 
-    def place(line: Line) -> tuple[Any, ...]:
+    def setting(line: Line) -> tuple[Any, ...]:
         name, _, other = line["method"].partition(":")
-        return (line["form"], line["pair"], line["victim_rate"], METHODS.index(name), other, line["seed"])
+        return (line["form"], line["pair"], line["victim_rate"], METHODS.index(name), other, line["rate"])
 
-    keys = ("form", "pair", "method", "seed", "rate", "victim_rate")
+    runs = last(lines, lambda line: (*setting(line), line["seed"]))
     rows = []
-    for line in sorted(last(lines, lambda line: tuple(line[key] for key in keys)), key=place):
-        name, _, other = line["method"].partition(":")
-        paper = PAPER_LFR.get((line["form"], line["pair"]), {}).get("" if other else name)
-        rows.append(
-            [
-                escaped(line["form"]),
-                escaped(line["pair"].replace(":", " → ")),
-                " ".join([escaped(name), *(code(item) for item in other.split(",") if item)]),
-                str(line["seed"]),
-                f"{line['rate']:g}, {line['victim_rate']:g}",
-                interval(line["before"]["lfr"]),
-                interval(line["after"]["lfr"]),
-                interval(line["after"]["asr"]),
-                interval(line["after"]["untriggered"]),
-                interval(line["after"]["cacc"]),
-                f"{line['after']['lfr']['n']} / {line['after']['asr']['n']}",
-                "" if paper is None else f"{paper[0]} / {paper[1]}",
-            ]
-        )
+    for key in sorted({setting(line) for line in runs}):
+        seeds = sorted((line for line in runs if setting(line) == key), key=lambda line: int(line["seed"]))
+        rows += [_adapter_row(line, str(line["seed"])) for line in seeds]
+        if len(seeds) > 1:
+            rows.append(_adapter_row(_over_seeds(seeds), f"mean of {len(seeds)}"))
     heads = [
         "form",
         "attacker → victim",
@@ -228,6 +217,77 @@ def adapters(lines: Sequence[Line]) -> str:
         "untriggered",
     ]
     return markdown_table([*heads, "CACC after", "n (LFR, CACC / ASR)", "paper: LFR / CACC, %"], rows)
+
+
+def adapters_beside(lines: Sequence[Line]) -> str:
+    """What each attack keeps beyond the plain sum of the gradients with the same seed."""
+    keys = ("form", "pair", "rate", "victim_rate")
+    runs = last(lines, lambda line: (*(line[key] for key in keys), line["method"], line["seed"]))
+    plain = {(*(line[key] for key in keys), line["seed"]): line for line in runs if line["method"] == "vanilla"}
+    found: dict[tuple[Any, ...], list[tuple[int, float, float]]] = {}
+    for line in runs:
+        beside = plain.get((*(line[key] for key in keys), line["seed"]))
+        if beside is not None and line["method"] not in {"vanilla", "clean"}:
+            more, better = (line["after"][what]["value"] - beside["after"][what]["value"] for what in ("lfr", "cacc"))
+            found.setdefault((line["form"], line["pair"], line["method"]), []).append((line["seed"], more, better))
+    rows = []
+    for (form, pair, method), differences in sorted(found.items()):
+        differences.sort()
+        name, _, other = method.partition(":")
+        rows.append(
+            [
+                escaped(form),
+                escaped(pair.replace(":", " → ")),
+                " ".join([escaped(name), *(code(item) for item in other.split(",") if item)]),
+                ", ".join(str(seed) for seed, _, _ in differences),
+                ", ".join(f"{more:+.3f}" for _, more, _ in differences),
+                interval(_student([more for _, more, _ in differences], -1.0), sign=True)
+                if len(differences) > 1
+                else "",
+                ", ".join(f"{better:+.3f}" for _, _, better in differences),
+            ]
+        )
+    heads = ["form", "attacker → victim", "method", "seeds", "LFR beside vanilla's", "mean over seeds"]
+    return markdown_table([*heads, "CACC beside vanilla's"], rows)
+
+
+def _student(values: Sequence[float], lowest: float) -> dict[str, Any]:
+    """The mean, with Student's 95 % interval over the values, within `lowest` and 1."""
+    middle, reach = statistics.fmean(values), 0.0
+    if len(set(values)) > 1:
+        reach = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return {"value": middle, "low": max(lowest, middle - reach), "high": min(1.0, middle + reach)}
+
+
+def _adapter_row(line: Line, seed: str) -> list[str]:
+    name, _, other = line["method"].partition(":")
+    paper = PAPER_LFR.get((line["form"], line["pair"]), {}).get("" if other else name)
+    return [
+        escaped(line["form"]),
+        escaped(line["pair"].replace(":", " → ")),
+        " ".join([escaped(name), *(code(item) for item in other.split(",") if item)]),
+        seed,
+        f"{line['rate']:g}, {line['victim_rate']:g}",
+        interval(line["before"]["lfr"]),
+        interval(line["after"]["lfr"]),
+        interval(line["after"]["asr"]),
+        interval(line["after"]["untriggered"]),
+        interval(line["after"]["cacc"]),
+        f"{line['after']['lfr']['n']} / {line['after']['asr']['n']}",
+        "" if paper is None else f"{paper[0]} / {paper[1]}",
+    ]
+
+
+def _over_seeds(runs: Sequence[Line]) -> Line:
+    """The runs of several seeds as one."""
+    whens = {}
+    for when in ("before", "after"):
+        first = runs[0][when]
+        whens[when] = {
+            what: _student([float(run[when][what]["value"]) for run in runs], 0.0) | {"n": first[what]["n"]}
+            for what in first
+        }
+    return {**runs[0], **whens}
 
 
 def attacks(lines: Sequence[Line]) -> str:
@@ -311,13 +371,14 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "help": help_time,
     "attacks": attacks,
     "adapters": adapters,
+    "adapters_beside": adapters_beside,
     "attack_cost": attack_cost,
     "purifier_cost": purifier_cost,
     **matrix_tables.TABLES,
 }
 """Name of the marker, and of the file of results, but for those of one file together."""
 
-FILES: dict[str, str] = dict.fromkeys(matrix_tables.TABLES, "matrix")
+FILES: dict[str, str] = {"adapters_beside": "adapters", **dict.fromkeys(matrix_tables.TABLES, "matrix")}
 """Name of the marker -> name of the file of results, where the two differ."""
 
 
