@@ -233,6 +233,7 @@ def adapters_beside(lines: Sequence[Line]) -> str:
     rows = []
     for (form, pair, method), differences in sorted(found.items()):
         differences.sort()
+        middle = _student([more for _, more, _ in differences], -1.0) if len(differences) > 1 else None
         name, _, other = method.partition(":")
         rows.append(
             [
