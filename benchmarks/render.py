@@ -242,9 +242,7 @@ def adapters_beside(lines: Sequence[Line]) -> str:
                 " ".join([escaped(name), *(code(item) for item in other.split(",") if item)]),
                 ", ".join(str(seed) for seed, _, _ in differences),
                 ", ".join(f"{more:+.3f}" for _, more, _ in differences),
-                interval(_student([more for _, more, _ in differences], -1.0), sign=True)
-                if len(differences) > 1
-                else "",
+                interval(middle, sign=True),
                 ", ".join(f"{better:+.3f}" for _, _, better in differences),
             ]
         )
