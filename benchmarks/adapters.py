@@ -45,7 +45,7 @@ SETS = {
     # insertions, target label, words kept of a text, rows for the attacker or the victim, rows of the test file
     "sst2": (1, 1, 60, 2000, 1821),
     "imdb": (1, 1, 60, 1000, 1000),
-    "enron": (10, 0, 60, 2000, 1000),
+    "enron": (10, 0, 60, 1000, 1000),
     "lingspam": (10, 0, 60, 521, 261),
 }
 

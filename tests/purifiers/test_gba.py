@@ -89,23 +89,50 @@ def test_q_is_equation_4_word_by_word(family: str) -> None:
     assert all(added[other] is step.gradients[other] for other in step.gradients if other != name)
 
 
-def test_free_rows_outside_the_batch_go_towards_the_crowd_and_no_others() -> None:
-    step = Step("bert", pull=0.2)
-    before = word_embeddings(step.model).weight.detach().clone()
+@pytest.mark.parametrize("rare", [0.0, 0.25])
+def test_rare_rows_outside_the_batch_go_towards_the_crowd_and_no_others(rare: float) -> None:
+    step = Step("bert", pull=0.2, rare=rare)
+    table = word_embeddings(step.model).weight
+    step.answer.batch = {"input_ids": step.batch["input_ids"][:2]}  # two of the four texts
+    before = table.detach().clone()
     with torch.no_grad():
-        step.broadcast.merge(step.model, 5)  # half of the steps are done: half of the pull
-    after = word_embeddings(step.model).weight.detach()
-    present = step.batch["input_ids"].unique().tolist()
+        step.broadcast.merge(step.model, 5)
+    after = table.detach()
+    present = step.batch["input_ids"][:2].unique().tolist()
     fixed = {*step.tokenizer.all_special_ids, *step.tokens}
-    words = [one for row, ids in enumerate(step.batch["input_ids"].tolist()) for one in _attended(step, row, ids)]
-    crowd = sum(before[one] for one in words if one not in fixed) / sum(one not in fixed for one in words)
+    texts = [_attended(step, row, ids) for row, ids in enumerate(step.batch["input_ids"].tolist())]
+    words = [one for text in texts for one in text if one not in fixed]
+    crowd = sum(before[one] for one in words) / len(words)
+    pulled = 0
     for w in range(len(before)):
-        expected = before[w] if w in present or w in fixed else before[w] + 0.1 * (crowd - before[w])
-        torch.testing.assert_close(after[w], expected, atol=1e-6, rtol=1e-5)
+        common = sum(w in text for text in texts) > rare * 4
+        if common or w in present or w in fixed:
+            assert torch.equal(after[w], before[w])
+            continue
+        pulled += w in words
+        way = math.exp(-0.2 * 2 * (10 - 5) / (10 * 11))
+        torch.testing.assert_close(after[w], crowd + way * (before[w] - crowd), atol=1e-6, rtol=1e-5)
+    assert bool(pulled) is bool(rare)
     unseen = step.broadcast.unseen.nonzero()[:, 0].tolist()
     assert not set(unseen) & (set(words) | fixed)
-    expected_distance = 0.9 * sum(_rmse(before[w], crowd) for w in unseen) / len(unseen)
-    assert step.broadcast.distance(step.model) == pytest.approx(expected_distance, rel=1e-4)
+    crowd = sum(after[one] for one in words) / len(words)
+    expected = sum(_rmse(after[w], crowd) for w in unseen) / len(unseen)
+    assert step.broadcast.distance(step.model) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 40])
+def test_however_long_the_training_a_row_that_nothing_moves_ends_at_exp_of_minus_lambda(steps: int) -> None:
+    step = Step("bert", pull=3.0, rare=0.0)
+    step.broadcast.steps = steps
+    table = word_embeddings(step.model).weight
+    unseen = step.broadcast.unseen.nonzero()[0, 0]
+    crowd = step.broadcast.share.to(table) @ table.detach()
+    before = table[unseen].detach().clone()
+    with torch.no_grad():
+        for t in range(steps):
+            step.broadcast.merge(step.model, t)
+    expected = crowd + math.exp(-3.0) * (before - crowd)
+    torch.testing.assert_close(table[unseen].detach(), expected, atol=1e-5, rtol=1e-4)
 
 
 def _attended(step: Step, row: int, ids: list[int]) -> list[int]:
@@ -164,8 +191,8 @@ def test_an_encoder_gets_the_labels_of_the_data(tmp_path: Path) -> None:
 def test_lambda_is_raised_while_dev_holds(tmp_path: Path) -> None:
     subject = Subject(tiny.save("bert", tmp_path / "x"))
     every = purify(subject, Evidence(), TEXTS, TEXTS, Settings(**QUICK, raised=2, max_drop=1.0), RUN).report
-    assert [one["pull"] for one in every["tried"]] == [0.0, 0.01, 0.02, 0.04]
-    assert every["pull"] == 0.04
+    assert [one["pull"] for one in every["tried"]] == [0.0, 7.0, 14.0, 28.0]
+    assert every["pull"] == 28.0
 
 
 def test_class_tokens_given_named_or_proposed() -> None:

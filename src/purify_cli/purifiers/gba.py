@@ -15,10 +15,12 @@ With Adam, equation 1 alone broadcasts already: the softmax over the vocabulary 
 makes steps of full length of the smallest. What the pull should add is in figure 3: rare rows merge into the crowd. The
 readings of equations 3 and 4 (`broadcast`):
 
-- `crowd` (default; ours, after figure 3): after each update every row w that is not in the batch goes
-      E_w <- E_w + lambda (1 - t / steps) (c - E_w)
-  with c the mean row of the clean texts' tokens and t the step, so that the pull falls as the learning rate does. What
-  clean texts use is held in its place by its own gradient; what they never use ends in the crowd.
+- `crowd` (default; ours, after figure 3): after each update every row w of a rare word that is not in the batch goes
+      E_w <- c + exp(-lambda s_t) (E_w - c),    s_t = 2 (T - t) / (T (T + 1)),    t = 0 .. T - 1
+  with c the mean row of the clean texts' tokens and T the number of steps. The s_t sum to 1 and fall as the learning
+  rate does: a row that nothing else moves ends at exp(-lambda) of its way from the crowd, however long the training is.
+  Rare is a word that at most a share `rare` of the clean texts has. One that they do have can be learned anew from
+  them; one that they never have ends in the crowd.
 - `gradient`, the literal one: lambda Q_w is added to the gradient, which the clipping and Adam see. p(y|x) is floored.
 - `none`: prompt tuning alone.
 
@@ -106,8 +108,16 @@ class Settings:
         },
     )
     pull: float = field(
-        default=0.01,
+        default=7.0,
         metadata={"help": "lambda of equation 3", "range": ">= 0", "source": "ours; GBA: 0.5 in table 3, for gradient"},
+    )
+    rare: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of the clean texts up to which a word is pulled into the crowd; 0: words of none of them",
+            "range": "0..1",
+            "source": "ours",
+        },
     )
     raised: int = field(
         default=0,
@@ -217,6 +227,7 @@ def _check(settings: Settings) -> None:
         "width": settings.width < 0,
         "temperature": not settings.temperature > 0,
         "pull": not settings.pull >= 0,
+        "rare": not 0 <= settings.rare <= 1,
         "raised": settings.raised < 0,
         "max_drop": not 0 <= settings.max_drop <= 1,
         "least": not settings.least > 0,
@@ -397,7 +408,8 @@ class Broadcast:
         steps: of the whole training.
 
     Attributes:
-        unseen: the rows that may be pulled and that no clean text has, `[V]` bool.
+        rare: the rows that are pulled into the crowd, `[V]` bool.
+        unseen: those of them that no clean text has.
     """
 
     def __init__(
@@ -408,11 +420,13 @@ class Broadcast:
         self.name = next(name for name, parameter in model.named_parameters() if parameter is weight)
         ids = torch.tensor([token for text in stream.ids for token in text])
         count = torch.bincount(ids, minlength=len(weight)).double()  # [V]
-        self.free = torch.ones(len(weight), dtype=torch.bool)
-        self.free[sorted(fixed)] = False
-        count[~self.free] = 0
+        free = torch.ones(len(weight), dtype=torch.bool)
+        free[sorted(fixed)] = False
+        count[~free] = 0
         self.share = (count / count.sum().clamp(min=1)).to(weight)  # of each token among those of the clean texts
-        self.unseen = self.free & (count == 0)
+        texts = torch.tensor([token for text in stream.ids for token in set(text)])
+        self.rare = free & (torch.bincount(texts, minlength=len(weight)) <= settings.rare * len(stream))
+        self.unseen = free & (count == 0)
 
     def add_pull(self, gradients: Mapping[str, Gradients], step: int) -> Gradients:
         """Equation 3: dL/dE + lambda Q; the other gradients as they are."""
@@ -432,12 +446,12 @@ class Broadcast:
         return ratio.T @ (summed / attended.sum(dim=1, keepdim=True))
 
     def merge(self, model: nn.Module, step: int) -> None:
-        """Pull every free row that is not in the batch towards the crowd."""
+        """Pull every rare row that is not in the batch towards the crowd."""
         weight = word_embeddings(model).weight
-        pulled = self.free.to(weight.device, copy=True)
+        pulled = self.rare.to(weight.device, copy=True)
         pulled[self.answer.batch["input_ids"].flatten()] = False
-        rate = self.settings.pull * (1 - step / self.steps)
-        weight.lerp_(self._crowd(weight), rate * pulled[:, None].to(weight))
+        share = 2 * (self.steps - step) / (self.steps * (self.steps + 1))  # s_t
+        weight.lerp_(self._crowd(weight), -math.expm1(-self.settings.pull * share) * pulled[:, None].to(weight))
 
     def distance(self, model: nn.Module) -> float:
         """RMSE from the crowd of the rows that clean texts never use, their mean (figure 3)."""
