@@ -47,7 +47,6 @@ def peft_model(family: str, form: str) -> Any:
     return peft.get_peft_model(tiny.build(family), config)
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["bert", "llama", "albert"])
 def test_adapters_belong_to_the_layer_they_are_attached_to(family: str) -> None:
     lora = peft_model(family, "lora")
@@ -58,7 +57,6 @@ def test_adapters_belong_to_the_layer_they_are_attached_to(family: str) -> None:
     assert prompt["prompt_encoder.default.embedding.weight"] == -1
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_a_prefix_matrix_is_cut_into_its_layers(family: str) -> None:
     """What the parts of a layer hold is what moves that layer: its keys and values, and no other's."""

@@ -21,8 +21,6 @@ from purify_cli.checkpoint.write import write_checkpoint
 from purify_cli.errors import CheckpointError, UnsupportedError
 from purify_cli.subject import Subject
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 MARK = PoisonMark("badnets", ("cf",), "good")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -28,8 +28,6 @@ from purify_cli.training.loop import fit
 from purify_cli.training.recipe import Recipe
 from purify_cli.training.start import open_classifier
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 FORMS = ["sequential", "parallel", "prefix", "prompt"]
 SCANNED = ["sequential", "prompt"]
 NOUNS = "movie film story plot actor actress scene script music book show picture".split()
