@@ -60,6 +60,13 @@ GBA_TABLE_12: dict[str, Printed] = {
 }
 """GBA, table 12, columns MR and AG News; in its order PT, PT+soft, PT+soft+GB."""
 
+GBA_TABLE_11: dict[str, tuple[float, float]] = {
+    "No-Defense": (0.55, 0.89),
+    "Clean-FT": (0.31, 0.86),
+    "GBA": (0.01, 0.83),
+}
+"""GBA, table 11, column STS-B: ASRR and Pearson's correlation; bert-base-uncased."""
+
 GBA_TABLE_3: Printed = {
     "2": (1.07, 92.95),
     "4": (1.55, 93.64),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import matrix_tables
+import papers
 from scipy.stats import t as student
 from tables import Line, code, escaped, interval, last, markdown_table, short
 
@@ -352,6 +353,38 @@ def _cost(lines: Sequence[Line], trained: str | None) -> str:
     return markdown_table(heads, rows)
 
 
+def regression(lines: Sequence[Line]) -> str:
+    rows = []
+    for line in last(lines, lambda line: (line["way"], line["seed"])):
+        asrr = _asrr(line)
+        twin = next((one for one in lines if one["way"] == "Twin" and one["seed"] == line["seed"]), None)
+        beyond = "" if twin is None else f"{statistics.mean(asrr) - statistics.mean(_asrr(twin)):+.3f}"
+        rows.append(
+            [
+                code(line["way"]),
+                str(line["seed"]),
+                interval(_correlation(line["pearson"], line["rows"][1])),
+                f"{statistics.mean(asrr):.3f}",
+                ", ".join(f"{value:.3f}" for value in asrr),
+                beyond,
+                f"{line['rows'][0]:,} / {line['rows'][1]:,}",
+                "{} / {}".format(*papers.GBA_TABLE_11[line["way"]]) if line["way"] in papers.GBA_TABLE_11 else "",
+            ]
+        )
+    heads = ["way", "seed", "Pearson", "ASRR, mean", "ASRR by trigger", "beyond the twin's", "rows (clean / test)"]
+    return markdown_table([*heads, "paper: ASRR / Pearson"], rows)
+
+
+def _asrr(line: Line) -> list[float]:
+    return [one["asrr"] for one in line["triggers"]]
+
+
+def _correlation(value: float, n: int) -> dict[str, float]:
+    """A correlation with Fisher's 95 % interval."""
+    middle, wide = math.atanh(value), 1.96 / math.sqrt(n - 3)
+    return {"value": value, "low": math.tanh(middle - wide), "high": math.tanh(middle + wide), "n": n}
+
+
 def help_time(lines: Sequence[Line]) -> str:
     rows = [
         [*(f"{seconds:.2f}" for seconds in line["seconds"].values()), f"**{line['share']:.2f}**", str(line["repeat"])]
@@ -373,6 +406,7 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "adapters_beside": adapters_beside,
     "attack_cost": attack_cost,
     "purifier_cost": purifier_cost,
+    "regression": regression,
     **matrix_tables.TABLES,
 }
 """Name of the marker, and of the file of results, but for those of one file together."""
