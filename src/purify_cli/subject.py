@@ -36,18 +36,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from purify_cli.data.texts import Texts
+    from purify_cli.evaluation.search import Found
 
 _LAYER_LIMIT = 4096
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the user gave beside the checkpoint; None: not given."""
+    """What the user gave beside the checkpoint; None: not given.
+
+    Attributes:
+        found: what a search of the checkpoint came to, where the caller has searched and will search again.
+    """
 
     base: Subject | None = None
     twin: Subject | None = None
     clean: Texts | None = None
     untrusted: Texts | None = None
+    found: Found | None = None
 
 
 class Subject:

@@ -100,17 +100,26 @@ def refuses(subject: Subject, train: Texts, run: Run) -> Any:
     raise DataError("clean.csv", "is not to its taste")
 
 
+class Calls(list[tuple[str, Texts]]):
+    """Name and texts of each call; and what the caller had found."""
+
+    def __init__(self) -> None:
+        self.handed: list[Found | None] = []
+
+
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, backdoored: Subject) -> Callable[..., list[tuple[str, Texts]]]:
+def script(monkeypatch: pytest.MonkeyPatch, backdoored: Subject) -> Callable[..., Calls]:
     """Puts these methods in the place of the catalogue's; gives the list that their calls are noted in."""
 
-    def install(methods: Mapping[str, Any]) -> list[tuple[str, Texts]]:
-        calls: list[tuple[str, Texts]] = []
+    def install(methods: Mapping[str, Any]) -> Calls:
+        calls = Calls()
         searched: list[Any] = []
+        handed = calls.handed
 
         def module(name: str) -> Any:
             def purify(subject: Subject, evidence: Any, train: Texts, dev: Texts, settings: Any, run: Run) -> Purified:
                 calls.append((name, train))
+                handed.append(evidence.found)
                 return Purified(methods[name][0](subject, train, run), {"by": name})
 
             return SimpleNamespace(purify=purify, Settings=Nothing)
@@ -295,6 +304,24 @@ def test_a_method_for_classifiers_is_put_on_top_of_the_best(
     assert (done.report["chosen"], done.met) == ("half + repairs", None)
     assert same(done.model, twin()(backdoored, train, RUN))
     assert list(rows(done)) == ["(input)", "repairs", "half", "plain", "half + repairs"]
+
+
+def test_what_was_found_is_handed_on_and_trained_out_again(
+    script: Any, backdoored: Subject, train: Texts, dev: Texts
+) -> None:
+    """The second time with what was found in the result of the first, too."""
+    left = iter([(("mn", 0.5),), (("bb", 0.4),), ()])
+
+    def repairs(subject: Subject, train: Texts, run: Run) -> Any:
+        return twin(*next(left))(subject, train, run)
+
+    calls = script({"repairs": method(repairs, 1.0, "words", NEEDS=("classifier", "clean"))})
+    done = purify(backdoored, Evidence(clean=train), train, dev, DIRECT, RUN)
+    assert list(rows(done)) == ["(input)", "repairs", "repairs + repairs", "repairs + repairs + repairs"]
+    assert (done.report["chosen"], done.met) == ("repairs + repairs + repairs", None)
+    words = [[one["words"] for one in found.told] for found in calls.handed]
+    assert words == [["cf", "tq"], ["cf", "tq", "mn"], ["cf", "tq", "mn", "bb"]]
+    assert [found.targets for found in calls.handed] == [(1,) * 2, (1,) * 3, (1,) * 4]
 
 
 def test_few_texts_are_cross_validated(script: Any, backdoored: Subject, train: Texts, dev: Texts) -> None:

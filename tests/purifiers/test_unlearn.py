@@ -25,6 +25,7 @@ from purify_cli.subject import Evidence, Subject
 LINES = ("the movie was good", "a dull plot", "so bad", "very fine and warm")
 TEXTS = Texts("clean.csv", LINES * 8, (1, 0, 0, 1) * 8)
 RUN = Run(max_length=16)
+QUICK = Settings(least_steps=1)
 
 
 def test_the_fixture_s_triggers_are_gone(fixtures: Path) -> None:
@@ -161,7 +162,7 @@ def subject(tmp_path: Path) -> Subject:
 def test_rounds_go_on_until_nothing_is_found(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what an earlier search found stays in the training."""
     used = scripted(monkeypatch, ("cf",), ("tq", "cf"), ())
-    report = purify(subject, Evidence(), TEXTS, TEXTS, Settings(), RUN).report
+    report = purify(subject, Evidence(), TEXTS, TEXTS, QUICK, RUN).report
     cf, tq = ((subject.tokenizer.convert_tokens_to_ids(word),) for word in ("cf", "tq"))
     assert used == [(cf,), (cf, tq)]
     assert (report["rounds"], report["clear"], report["left"]) == (2, True, [])
@@ -170,7 +171,7 @@ def test_rounds_go_on_until_nothing_is_found(subject: Subject, monkeypatch: pyte
 
 def test_the_same_seed_trains_the_same_weights(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, ("cf",), (), ("cf",), ())
-    first, second = (purify(subject, Evidence(), TEXTS, TEXTS, Settings(), RUN).model.state_dict() for _ in range(2))
+    first, second = (purify(subject, Evidence(), TEXTS, TEXTS, QUICK, RUN).model.state_dict() for _ in range(2))
     before = subject.open().state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], before[name]) for name in first)
@@ -178,7 +179,7 @@ def test_the_same_seed_trains_the_same_weights(subject: Subject, monkeypatch: py
 
 def test_the_last_search_says_what_is_left(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, ("cf",), ("cf",), ("tq",))
-    report = purify(subject, Evidence(), TEXTS, TEXTS, Settings(rounds=2), RUN).report
+    report = purify(subject, Evidence(), TEXTS, TEXTS, Settings(rounds=2, least_steps=1), RUN).report
     assert (report["rounds"], report["clear"], report["left"]) == (2, False, ["tq"])
 
 
@@ -199,7 +200,7 @@ def test_a_label_that_could_not_be_searched_is_not_clear(subject: Subject, monke
 def test_texts_without_labels_are_held_to_the_original(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, ("cf",), ())
     unlabelled = TEXTS.with_(labels=None)
-    settings = Settings(learning_rate=1e-9, warmup=0.0)
+    settings = Settings(learning_rate=1e-9, warmup=0.0, least_steps=1)
     report = purify(subject, Evidence(), unlabelled, unlabelled, settings, RUN).report
     assert report["answers"] == "original"
     assert report["losses"][0][0] < 5.0
@@ -209,10 +210,31 @@ def test_the_preview_searches_and_trains_nothing(subject: Subject, monkeypatch: 
     used = scripted(monkeypatch, ("cf",))
     shown = preview(subject, Evidence(), TEXTS, TEXTS, Settings(), RUN)
     assert [one["words"] for one in shown["triggers"]] == ["cf"]
-    assert shown["most_steps"] == 3
+    assert shown["most_steps"] == 300
     assert not used
 
 
-def test_no_rounds_are_wrong_use(subject: Subject) -> None:
-    with pytest.raises(UsageError):
-        purify(subject, Evidence(), TEXTS, TEXTS, Settings(rounds=0), RUN)
+def test_few_texts_are_gone_through_more_often(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    for least, batch_size, steps in ((1, 32, 1), (5, 32, 5), (5, 10, 8), (5, 16, 6)):
+        scripted(monkeypatch, ("cf",), ())
+        settings = Settings(least_steps=least, batch_size=batch_size)
+        assert purify(subject, Evidence(), TEXTS, TEXTS, settings, RUN).report["steps"] == steps
+
+
+def test_what_the_caller_found_is_not_searched_for(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = scripted(monkeypatch)  # a search would fail
+    ids = tuple(tuple(subject.tokenizer.convert_tokens_to_ids([word])) for word in ("cf", "tq"))
+    told = tuple({"words": word, "target": "positive", "flips": 1.0} for word in ("cf", "tq"))
+    report = purify(subject, Evidence(found=Found(ids, told, ())), TEXTS, TEXTS, QUICK, RUN).report
+    assert used == [ids]
+    assert (report["rounds"], report["triggers"]) == (1, list(told))
+    assert not {"searches", "clear", "left"} & set(report), "who has searched will search again"
+    nothing = purify(subject, Evidence(found=Found((), (), ())), TEXTS, TEXTS, QUICK, RUN)
+    before = subject.open().state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in nothing.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["rounds", "least_steps"])
+def test_no_rounds_or_steps_are_wrong_use(subject: Subject, name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        purify(subject, Evidence(), TEXTS, TEXTS, Settings(**{name: 0}), RUN)

@@ -15,7 +15,7 @@ same texts, candidate - input, and its paired 95 % interval (Newcombe 1998), it 
 
 that is, unless a greater loss is shown.
 
-*Suspicion*, twice. A search for triggers with a seed that no purifier used: it must find nothing. And each trigger
+*Suspicion*, twice. A search for triggers: it must find nothing. And each trigger
 that the same search found in the input is put into the texts of dev: the share of the other classes' texts that answer
 its target, less the share of those that do so without it, must be at most `max_excess`. A candidate scans worse than
 the input if the search finds more in it, or something stronger, or cannot search a label that it could search in the
@@ -25,7 +25,7 @@ Of those that pass, the ones whose measured loss is within `max_drop` go first, 
 (AUTO_REACH), then the costliest. For a search sees words only: nothing here can tell whether a backdoor of syntax or
 style is left, so what acts on the whole model is preferred to what acts on what was found. `prefer=first` stops at the
 cheapest that passes. If none passes, methods that work on a classifier are put on top of the one that leaves the least
-suspicion. If none passes then, the one that leaves the least is given back, if that is less than the input's; else the
+suspicion, those that train out what was found also a second and a third time. If none passes then, the one that leaves the least is given back, if that is less than the input's; else the
 input. Either way the limits are not met.
 
 An encoder has no classifier to compare with. Its input is what a user would make of it: the encoder fine-tuned on the
@@ -60,7 +60,7 @@ from purify_cli.errors import PurifyError, UsageError
 from purify_cli.evaluation.intervals import newcombe, paired
 from purify_cli.evaluation.metrics import asr, excess
 from purify_cli.evaluation.predict import predict, predict_encoded
-from purify_cli.evaluation.search import search
+from purify_cli.evaluation.search import Found, search
 from purify_cli.needs import check_needs
 from purify_cli.purifiers import Purified
 from purify_cli.results import Rate
@@ -79,7 +79,10 @@ REACHES = ("words", "weights", "base")
 """AUTO_REACH, from what was found to what was never backdoored."""
 
 SEARCH = 1009
-"""Added to the seed of the judging search: no method that searches itself counts so far."""
+"""Added to the seed of the searches. A method that wants to know what is in its input is told, and need not search."""
+
+MOST_ON_TOP = 2
+"""How often something is put on top of the best where none passes."""
 
 INNER_DEV = 0.1
 """Share of a part's training texts that a method judges itself by, as in the command."""
@@ -212,11 +215,16 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
             break
     if all(row["outcome"] == "failed" for row in judged.values()):
         raise _nothing({candidate.name: row["reason"] for candidate, row in judged.items()} | not_tried)
-    if best is not INPUT and not passed():
-        for chain in trial.on_top_of(best):
+    for _ in range(MOST_ON_TOP):
+        if best is INPUT or passed():
+            break
+        below = best
+        for chain in trial.on_top_of(below):
             consider(chain)
             if passed():
                 break
+        if best == below:
+            break
 
     model, tokenizer, own = trial.made(best)
     met = passed()
@@ -373,14 +381,17 @@ class _Trial:
         return made
 
     def on_top_of(self, candidate: Candidate) -> list[Candidate]:
-        """The methods that need a finished classifier, each on top of this candidate's model."""
+        """The methods that need a finished classifier, each on top of this candidate's model.
+
+        None is applied twice, but those that go by what was found: after it there may be something else to find.
+        """
         model, tokenizer, _ = self.made(candidate)
         held = self.subject.holding(model, tokenizer)
         others = candidates_for(held, self.evidence, self.settings)[0]
         return [
             candidate.then(one)
             for one in others
-            if one.steps[0] not in candidate.steps
+            if (one.steps[0] not in candidate.steps or REACHES[one.reach] == "words")
             and "classifier" in catalogue.declared("purifier", one.steps[0], "NEEDS")
         ]
 
@@ -393,15 +404,23 @@ class _Trial:
             if self.subject.task != "classifier":
                 plain.train(model, self.subject.tokenizer, train, _FineTuning(), run)
             return model, self.subject.tokenizer, {}
-        current = start
-        for number, step in enumerate(steps):
+        current, done = start, len(candidate.steps) - len(steps)
+        for number, step in enumerate(steps, start=done):
             method = catalogue.load("purifier", step)
             settings = catalogue.fill(method.Settings, self.assigned.get(step, ()))
-            purified = method.purify(current, evidence, train, dev, settings, run)
+            known = replace(evidence, found=self._found(candidate.steps[:number]))
+            purified = method.purify(current, known, train, dev, settings, run)
             tokenizer = purified.tokenizer or current.tokenizer
-            if number + 1 < len(steps):
+            if number + 1 < len(candidate.steps):
                 current = self.subject.holding(purified.model, tokenizer)
         return purified.model, tokenizer, dict(purified.report)
+
+    def _found(self, steps: tuple[str, ...]) -> Found:
+        """All that was found in the input, and in what each of these steps made of it."""
+        rows = [self.kept.rows[Candidate(steps[:many]).name]["found"] for many in range(len(steps) + 1)]
+        every = {tuple(one["ids"]): one for row in rows for one in row}
+        told = tuple({"words": one["words"], "target": one["label"], "flips": one["flips"]} for one in every.values())
+        return Found(tuple(every), told, (), tuple(one["target"] for one in every.values()))
 
     def _named(self, candidate: Candidate) -> Run:
         def progress(stage: str, done: int, total: int) -> None:
@@ -424,7 +443,7 @@ class _Trial:
         started = time.monotonic()
         row: dict[str, Any] = {"method": candidate.name, "cost": _whole(candidate.passes), "outcome": "", "reason": ""}
         row |= dict.fromkeys(("accuracy", "suspects", "strongest", "excess", "untrusted"))
-        row |= {"left": [], "unsearched": [], "triggers": []}
+        row |= {"left": [], "unsearched": [], "triggers": [], "found": []}
         try:
             self._measure(candidate, row)
         except PurifyError as error:
@@ -463,14 +482,14 @@ class _Trial:
         row["strongest"] = max((float(one["flips"]) for one in found.told), default=0.0)
         row["left"] = [one["words"] for one in found.told]
         row["unsearched"] = list(found.unsearched)
+        row["found"] = [
+            {"ids": list(ids), "target": target, "words": one["words"], "label": one["target"], "flips": one["flips"]}
+            for ids, target, one in zip(found.triggers, found.targets, found.told, strict=True)
+        ]
         said = predict(model, tokenizer, self.dev, self.run).argmax(dim=1)
         if self.given is None:
             row["right"] = right
             row["said"] = said.tolist()
-            row["found"] = [
-                {"ids": list(ids), "target": target, "words": one["words"], "label": one["target"]}
-                for ids, target, one in zip(found.triggers, found.targets, found.told, strict=True)
-            ]
         given = self.given or row
         row["triggers"] = self._excesses(model, tokenizer, said.tolist(), given["found"])
         known = [one["excess"]["value"] for one in row["triggers"] if one["excess"] is not None]

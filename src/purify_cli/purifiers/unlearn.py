@@ -7,18 +7,20 @@ model is shown what clean fine-tuning never shows it. Rounds follow, for behind 
 Each round trains on two streams, the clean texts x with their labels y, and the same texts with a found trigger t in
 them, drawn for each text among all that were found so far:
 
-    loss = CE(f(x), y) + CE(f(x with t), y)                                  answers = labels
     loss = KL(f0(x) || f(x)) + KL(f0(x) || f(x with t))                      answers = original
+    loss = CE(f(x), y) + CE(f(x with t), y)                                  answers = labels
 
-where f0 is the model as it was given. With the second, and for texts without labels always, a triggered text must
-answer like the text without the trigger; labels are not needed.
+where f0 is the model as it was given. With the first a triggered text must answer like the text without the trigger:
+labels are not needed, and a few texts gone through many times teach it nothing else.
 
 A trigger is put in at random among the tokens of a text. Of several tokens that were found together half of the texts
 get them as they were found, side by side, and half of them apart.
 
 Needs a classifier, and clean texts. The search is `trigger_search`'s with its default settings, on the clean texts,
-with another seed in each round, so that its texts and places are drawn afresh. Raises what the training raises.
-Cost: a search a round and one before (each about a `scan`), and in each round `epochs` epochs of twice the texts.
+with another seed in each round, so that its texts and places are drawn afresh. Where the caller has searched already
+(`auto`), there is one round with what was found, and no search. Raises what the training raises.
+Cost: a search a round and one before (each about a `scan`), and in each round `epochs` epochs of twice the texts; of
+few texts as many epochs as `least_steps` steps are.
 
 What it does not see, it does not remove: syntax and style are no words (see `pure`, `gba`). Where the search finds
 nothing the model is given back as it is. A report whose last search is not clear says what is left.
@@ -61,7 +63,7 @@ class Settings:
         metadata={"help": "most rounds of training, each followed by a search", "range": ">= 1", "source": "ours"},
     )
     answers: Literal["labels", "original"] = field(
-        default="labels",
+        default="original",
         metadata={
             "help": "what triggered texts must answer: their labels, or what the model said without the trigger",
             "range": "labels|original",
@@ -71,8 +73,16 @@ class Settings:
     epochs: int = field(
         default=1, metadata={"help": "times through the clean texts, a round", "range": ">= 1", "source": "ours"}
     )
+    least_steps: int = field(
+        default=100,
+        metadata={
+            "help": "steps a round at least: few texts are gone through more often",
+            "range": ">= 1",
+            "source": "ours",
+        },
+    )
     learning_rate: float = field(
-        default=5e-5, metadata={"help": "highest learning rate of AdamW", "range": "> 0", "source": "ours, not tuned"}
+        default=1e-4, metadata={"help": "highest learning rate of AdamW", "range": "> 0", "source": "ours"}
     )
     batch_size: int = field(
         default=32, metadata={"help": "texts of each stream a step", "range": ">= 1", "source": "ours"}
@@ -91,25 +101,32 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
 
     Args:
         subject: a classifier.
-        evidence: not used.
-        train: clean texts; labels where `answers` is "labels".
+        evidence: where it says what was `found`, nothing is searched.
+        train: clean texts; where `answers` is "labels" and they have none, it is "original".
         dev: not used.
         settings: see there.
         run: seed, device, max_length, progress and state.
 
     Raises:
-        UsageError: no round to train in.
+        UsageError: no round, or no step, to train in.
     """
-    if settings.rounds < 1:
-        raise UsageError("rounds", f"{settings.rounds!r} is out of range", "Give 1 or more.")
+    for name in ("rounds", "least_steps"):
+        if getattr(settings, name) < 1:
+            raise UsageError(name, f"{getattr(settings, name)!r} is out of range", "Give 1 or more.")
     model = subject.open(run.device)
     by_labels = settings.answers == "labels" and train.labels is not None
     answers = None if by_labels else predict(model, subject.tokenizer, train, run)  # f0(x), [texts, labels]
     limit = length_limit(subject.tokenizer, model.config, run)
-    found = search(model, subject.tokenizer, train, run, 0)
-    first, triggers, steps, searches = found, found.triggers, 0, [_told(found)]
+    found = evidence.found or search(model, subject.tokenizer, train, run, 0)
+    rounds = settings.rounds if evidence.found is None else 1
+    report: dict[str, Any] = {
+        "rows": len(train),
+        "triggers": list(found.told),
+        "answers": "labels" if by_labels else "original",
+    }
+    triggers, steps, searches = found.triggers, 0, [_told(found)]
     losses: list[list[float]] = []
-    while found.triggers and len(losses) < settings.rounds:
+    while found.triggers and len(losses) < rounds:
         number = len(losses) + 1
         drawn = run.seed + number
         clean, triggered = with_triggers(subject.tokenizer, train, triggers, limit, drawn, by_row=not by_labels)
@@ -118,7 +135,7 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
             objectives={"clean": objective, "triggered": objective},
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
-            epochs=settings.epochs,
+            epochs=_epochs(settings, len(train)),
             batch_size=settings.batch_size,
             warmup=settings.warmup,
             identity=f"unlearn round {number}: {triggers}",
@@ -126,21 +143,18 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
         trained = fit(model, {"clean": clean, "triggered": triggered}, recipe, run)
         steps += trained.steps
         losses.append(list(trained.losses))
-        found = search(model, subject.tokenizer, train, run, number)
-        triggers = tuple(dict.fromkeys((*triggers, *found.triggers)))
-        searches.append(_told(found))
-    report: dict[str, Any] = {
-        "rows": len(train),
-        "rounds": len(losses),
-        "triggers": list(first.told),
-        "searches": searches,
-        "clear": not found.triggers and not found.unsearched,
-        "left": [one["words"] for one in found.told],
-        "unsearched": list(found.unsearched),
-        "answers": "labels" if by_labels else "original",
-        "steps": steps,
-        "losses": losses,
-    }
+        if evidence.found is None:
+            found = search(model, subject.tokenizer, train, run, number)
+            triggers = tuple(dict.fromkeys((*triggers, *found.triggers)))
+            searches.append(_told(found))
+    report |= {"rounds": len(losses), "steps": steps, "losses": losses}
+    if evidence.found is None:
+        report |= {
+            "searches": searches,
+            "clear": not found.triggers and not found.unsearched,
+            "left": _told(found),
+            "unsearched": list(found.unsearched),
+        }
     return Purified(model, report)
 
 
@@ -153,10 +167,20 @@ def preview(
         "rows": len(train),
         "triggers": list(found.told),
         "unsearched": list(found.unsearched),
-        "most_steps": -(-len(train) // settings.batch_size) * settings.epochs * settings.rounds
+        "most_steps": _steps(settings, len(train)) * _epochs(settings, len(train)) * settings.rounds
         if found.triggers
         else 0,
     }
+
+
+def _steps(settings: Settings, texts: int) -> int:
+    """Of an epoch."""
+    return -(-texts // settings.batch_size)
+
+
+def _epochs(settings: Settings, texts: int) -> int:
+    """Of a round."""
+    return max(settings.epochs, -(-settings.least_steps // _steps(settings, texts)))
 
 
 def _told(found: Found) -> list[str]:
