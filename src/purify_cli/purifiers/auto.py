@@ -50,7 +50,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from purify_cli import catalogue
+from purify_cli import __version__, catalogue
 from purify_cli.data.encode import length_limit
 from purify_cli.data.split import folds, split, without
 from purify_cli.data.texts import Texts
@@ -352,7 +352,7 @@ class _Trial:
         """Digest of all that decides what the rows say."""
         decisive: list[Any] = [asdict(self.settings), self.run.seed, self.run.device, self.run.max_length]
         decisive += [asdict(one) if one is not None else None for one in (self.train, self.dev, self.untrusted)]
-        decisive += [str(torch.__version__), weights_digest(self.subject.open())]
+        decisive += [__version__, str(torch.__version__), weights_digest(self.subject.open())]
         if self.evidence.base is not None:
             with suppress(PurifyError):  # a base that cannot be opened fails the candidates that need it, and no more
                 decisive.append(weights_digest(self.evidence.base.open()))
