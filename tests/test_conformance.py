@@ -24,10 +24,10 @@ from purify_cli.commands.scan import BUDGETS, ScanRequest, scan
 from purify_cli.data.texts import Texts
 from purify_cli.errors import Incomplete, UsageError
 from purify_cli.purifiers import Purified
-from purify_cli.purifiers.auto import REACHES
 from purify_cli.results import Finding
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
+from purify_cli.trials.candidates import REACHES
 
 DETECTORS = catalogue.names("detector")
 PURIFIERS = catalogue.names("purifier")

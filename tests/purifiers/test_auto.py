@@ -25,11 +25,13 @@ from purify_cli.data.texts import Texts
 from purify_cli.errors import DataError, Interrupted, UsageError
 from purify_cli.evaluation.search import Found
 from purify_cli.purifiers import Purified, auto
-from purify_cli.purifiers.auto import Settings, candidates_for, preview, purify
+from purify_cli.purifiers.auto import Settings, preview, purify
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
 from purify_cli.training import plain
 from purify_cli.training.start import open_classifier
+from purify_cli.trials import candidates, trial
+from purify_cli.trials.candidates import candidates_for
 
 DIRECT = Settings(cross_validate_below=0)
 RUN = Run(max_length=64)
@@ -142,8 +144,9 @@ def script(monkeypatch: pytest.MonkeyPatch, backdoored: Subject) -> Callable[...
             told = tuple({"words": word, "target": "positive", "flips": flips} for word, flips in words)
             return Found(ids, told, (), (1,) * len(words))
 
-        monkeypatch.setattr(auto, "catalogue", fake)
-        monkeypatch.setattr(auto, "search", search)
+        for module_of in (candidates, trial):
+            monkeypatch.setattr(module_of, "catalogue", fake)
+        monkeypatch.setattr(trial, "search", search)
         return calls
 
     return install
@@ -205,17 +208,6 @@ def test_what_scans_worse_is_never_given_back(
     assert "the input is given back as it was" in done.reasons[0]
 
 
-def test_one_that_is_stronger_is_worse_though_there_are_fewer() -> None:
-    given = {"suspects": 3, "strongest": 0.9, "unsearched": []}
-    row = {"suspects": 1, "strongest": 0.95, "unsearched": [], "left": ["cf"], "excess": 0.0, "triggers": []}
-    assert auto._outcome(row, given, DIRECT)[0] == "scans worse"
-    assert auto._outcome(row | {"strongest": 0.9}, given, DIRECT)[0] == "trigger left"
-    assert auto._outcome(row | {"suspects": 0, "strongest": 0.0}, given, DIRECT)[0] == "passes"
-    hidden = row | {"suspects": 0, "strongest": 0.0, "unsearched": ["positive"]}
-    assert auto._outcome(hidden, given, DIRECT)[0] == "scans worse"
-    assert auto._outcome(hidden, given | {"unsearched": ["positive"]}, DIRECT)[0] == "passes"
-
-
 def test_if_nothing_passes_the_least_suspicious_is_given(
     script: Any, backdoored: Subject, train: Texts, dev: Texts
 ) -> None:
@@ -240,24 +232,6 @@ def test_what_reaches_furthest_is_preferred_or_the_first_is(
     first = replace(DIRECT, prefer="first")
     assert purify(backdoored, Evidence(), train, dev, first, RUN).report["chosen"] == "base"
     assert [name for name, _ in calls] == ["base"]
-
-
-def test_a_measured_loss_comes_after_none() -> None:
-    def row(loss: float) -> dict[str, Any]:
-        return {"outcome": "passes", "accuracy": {"difference": {"value": -loss}}}
-
-    strong, weak = auto.Candidate(("a",), 9.0, 2), auto.Candidate(("b",), 1.0, 0)
-    assert auto._rank(weak, row(0.01), {}, DIRECT) > auto._rank(strong, row(0.02), {}, DIRECT)
-    assert auto._rank(weak, row(0.01), {}, DIRECT) < auto._rank(strong, row(0.009), {}, DIRECT)
-
-
-def test_the_difference_of_accuracies_is_paired_and_has_its_sign() -> None:
-    before = [True] * 90 + [False] * 10
-    after = [False] * 12 + [True] * 78 + [True] * 1 + [False] * 9
-    difference = auto._difference(after, before)
-    assert difference.value == pytest.approx(-0.11)
-    assert difference.high < 0 < auto._difference(before, after).value
-    assert auto._difference(before, before).high > 0
 
 
 def test_one_that_refuses_is_skipped_with_its_reason(
@@ -405,7 +379,7 @@ def test_an_encoder_is_compared_with_its_plain_fine_tuning(
     assert "the encoder is given back fine-tuned" in done.reasons[0]
     assert rows(done)["(input)"]["accuracy"] is not None
     plainly = open_classifier(encoder, train, RUN)
-    plain.train(plainly, encoder.tokenizer, train, auto._FineTuning(), RUN)
+    plain.train(plainly, encoder.tokenizer, train, trial.FineTuning(), RUN)
     assert same(done.model, plainly)
 
 

@@ -1,0 +1,1 @@
+"""Purifiers that are tried one after the other and judged, for `auto`."""
