@@ -303,6 +303,7 @@ PICTURES: dict[str, str] = {
 
 TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "gba_table2": gba_table2,
+    "gba_rare": rows_of("gba_rare", {}),
     "gba_table12": rows_of("gba_table12", papers.GBA_TABLE_12),
     "musclelora_table1": musclelora_table1,
     "musclelora_table3": rows_of("musclelora_table3", papers.MUSCLELORA_TABLE_3),

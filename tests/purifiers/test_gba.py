@@ -19,7 +19,7 @@ from purify_cli.data.encode import collate, encode
 from purify_cli.data.texts import Texts
 from purify_cli.errors import Interrupted, UnsupportedError, UsageError
 from purify_cli.evaluation.predict import predict
-from purify_cli.purifiers.gba import Broadcast, PromptAnswer, Settings, class_tokens, preview, purify
+from purify_cli.purifiers.gba import Broadcast, PromptAnswer, Settings, Swap, Usage, class_tokens, preview, purify
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
 
@@ -41,7 +41,8 @@ class Step:
         self.answer = PromptAnswer(self.tokens, temperature)
         self.settings = Settings(temperature=temperature, **settings)
         fixed = {*self.tokenizer.all_special_ids, *self.tokens}
-        self.broadcast = Broadcast(self.model, self.answer, stream, fixed, self.settings, steps=10)
+        self.usage = Usage(stream, fixed, word_embeddings(self.model).num_embeddings)
+        self.broadcast = Broadcast(self.model, self.answer, self.usage, self.settings, steps=10)
         self.loss = self.answer(self.model, self.batch)
         named = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
         found = torch.autograd.grad(self.loss, list(named.values()), allow_unused=True)
@@ -133,6 +134,35 @@ def test_however_long_the_training_a_row_that_nothing_moves_ends_at_exp_of_minus
             step.broadcast.merge(step.model, t)
     expected = crowd + math.exp(-3.0) * (before - crowd)
     torch.testing.assert_close(table[unseen].detach(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_share_of_strange_tokens_is_that_of_tokens_that_occur_once() -> None:
+    usage = Step("bert").usage
+    words = [word for text in TEXTS.texts[:4] for word in text.split() if word not in ("good", "bad")]
+    once = sum(words.count(word) == 1 for word in words)
+    assert usage.strange == pytest.approx(once / len(words))
+    assert 0 < once < len(words)
+
+
+def test_tokens_are_swapped_for_words_of_no_clean_text() -> None:
+    step = Step("bert")
+    ids = step.batch["input_ids"]
+    torch.manual_seed(0)
+    every = Swap(step.usage, Settings(swapped=1.0))(step.batch)
+    fixed = ~step.usage.free[ids]
+    assert torch.equal(every["input_ids"][fixed], ids[fixed]), "prompt, class tokens and padding stay"
+    assert step.usage.unseen[every["input_ids"][~fixed]].all()
+    assert every["labels"] is step.batch["labels"]
+    some = Swap(step.usage, Settings(swapped=0.3))
+    again = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        again.append(torch.stack([some(step.batch)["input_ids"] for _ in range(100)]))
+    assert torch.equal(*again), "the generator decides"
+    changed = (again[0] != ids)[:, ~fixed].float().mean()
+    assert changed == pytest.approx(0.3, abs=0.05)
+    assert Swap(step.usage, Settings(swapped=0.0))(step.batch) is step.batch
+    assert Swap(step.usage, Settings()).share == step.usage.strange
 
 
 def _attended(step: Step, row: int, ids: list[int]) -> list[int]:

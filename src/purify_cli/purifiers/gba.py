@@ -20,7 +20,8 @@ readings of equations 3 and 4 (`broadcast`):
   with c the mean row of the clean texts' tokens and T the number of steps. The s_t sum to 1 and fall as the learning
   rate does: a row that nothing else moves ends at exp(-lambda) of its way from the crowd, however long the training is.
   Rare is a word that at most a share `rare` of the clean texts has. One that they do have can be learned anew from
-  them; one that they never have ends in the crowd.
+  them; one that they never have ends in the crowd. Texts to come will hold such words, the clean ones hold none: so in
+  training a share `swapped` of their tokens is swapped for words that they never have.
 - `gradient`, the literal one: lambda Q_w is added to the gradient, which the clipping and Adam see. p(y|x) is floored.
 - `none`: prompt tuning alone.
 
@@ -115,6 +116,15 @@ class Settings:
         default=0.0,
         metadata={
             "help": "share of the clean texts up to which a word is pulled into the crowd; 0: words of none of them",
+            "range": "0..1",
+            "source": "ours",
+        },
+    )
+    swapped: float | None = field(
+        default=None,
+        metadata={
+            "help": "with crowd: share of the tokens swapped, in training, for words that no clean text has; none: the "
+            "share of such words to be expected in other texts (Good and Turing's estimate)",
             "range": "0..1",
             "source": "ours",
         },
@@ -228,6 +238,7 @@ def _check(settings: Settings) -> None:
         "temperature": not settings.temperature > 0,
         "pull": not settings.pull >= 0,
         "rare": not 0 <= settings.rare <= 1,
+        "swapped": settings.swapped is not None and not 0 <= settings.swapped <= 1,
         "raised": settings.raised < 0,
         "max_drop": not 0 <= settings.max_drop <= 1,
         "least": not settings.least > 0,
@@ -246,9 +257,11 @@ def _adapt(subject: Subject, train: Texts, dev: Texts, settings: Settings, run: 
     tokens = class_tokens(settings.class_tokens, _label_names(model), subject.tokenizer, train)
     tokenizer = add_prompt(model, subject.tokenizer, settings.width, run.seed)
     stream = encode(tokenizer, train, length_limit(tokenizer, model.config, run))
-    answer = PromptAnswer(tokens, settings.temperature, _span(model, train))
+    usage = Usage(stream, {*tokenizer.all_special_ids, *tokens}, word_embeddings(model).num_embeddings)
+    swap = Swap(usage, settings) if settings.broadcast == "crowd" else None
+    answer = PromptAnswer(tokens, settings.temperature, _span(model, train), swap)
     steps = math.ceil(len(stream) / settings.batch_size) * settings.epochs
-    broadcast = Broadcast(model, answer, stream, {*tokenizer.all_special_ids, *tokens}, settings, steps)
+    broadcast = Broadcast(model, answer, usage, settings, steps)
     before = broadcast.distance(model)
     recipe = Recipe(
         objectives={"task": answer},
@@ -262,7 +275,7 @@ def _adapt(subject: Subject, train: Texts, dev: Texts, settings: Settings, run: 
     )
     adapted = fit(model, {"task": stream}, recipe, run)
     after = broadcast.distance(model)
-    head = _train_head(model, stream, settings, run)
+    head = _train_head(model, stream, swap, settings, run)
 
     said, meant = (predict(one, tokenizer, dev, run) for one in (model, _ClassTokens(model, answer)))  # [texts, labels]
     right = torch.tensor(dev.labels or ())
@@ -278,7 +291,8 @@ def _adapt(subject: Subject, train: Texts, dev: Texts, settings: Settings, run: 
         "losses": list(adapted.losses),
         "head_losses": list(head.losses),
         "head_agrees": float(agrees),
-        "rows_never_seen": int(broadcast.unseen.sum()),
+        "rows_never_seen": int(usage.unseen.sum()),
+        "swapped": swap.share if swap is not None else 0.0,
         "crowd_distance": {"before": before, "after": after},
     }
     return _Adapted(model, tokenizer, settings.pull, float(accuracy), report)
@@ -294,7 +308,7 @@ def _span(model: Any, train: Texts) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def _train_head(model: Any, stream: Encoded, settings: Settings, run: Run) -> Trained:
+def _train_head(model: Any, stream: Encoded, swap: Swap | None, settings: Settings, run: Run) -> Trained:
     """A fresh classification head, and pooler where there is one, on the encoder as it now is."""
     replace_classifier(model, model.config.num_labels, run.seed)
     if model.config.num_labels == 1:
@@ -308,13 +322,14 @@ def _train_head(model: Any, stream: Encoded, settings: Settings, run: Run) -> Tr
         with torch.no_grad():
             pooler.dense.weight.copy_(torch.randn(pooler.dense.weight.shape, generator=draw) * 0.02)
             pooler.dense.bias.zero_()
+    loss = task_loss(model)
     recipe = Recipe(
-        objectives={"task": task_loss(model)},
+        objectives={"task": lambda model, batch: loss(model, batch if swap is None else swap(batch))},
         trainable=lambda name, parameter: id(parameter) in opened,
         learning_rate=settings.head_rate,
         epochs=settings.head_epochs,
         batch_size=settings.batch_size,
-        identity="GBA head",
+        identity=f"GBA head {swap and swap.share}",
     )
     return fit(model, {"task": stream}, recipe, run)
 
@@ -330,6 +345,7 @@ class PromptAnswer:
         temperature: T.
         span: of a regression the lowest and the highest score: a score between them wants both tokens, each with the
             probability that lies where the score does.
+        swap: what is done to each batch before, if anything.
 
     Attributes:
         batch: the last one.
@@ -337,8 +353,14 @@ class PromptAnswer:
         gradient: dL/dE of each of its tokens, once the gradient was asked for, `[batch, tokens, width]`.
     """
 
-    def __init__(self, tokens: tuple[int, ...], temperature: float, span: tuple[float, float] | None = None) -> None:
-        self.tokens, self.temperature, self.span = tokens, temperature, span
+    def __init__(
+        self,
+        tokens: tuple[int, ...],
+        temperature: float,
+        span: tuple[float, float] | None = None,
+        swap: Swap | None = None,
+    ) -> None:
+        self.tokens, self.temperature, self.span, self.swap = tokens, temperature, span, swap
         self.batch: Batch = {}
         self.log_p = self.gradient = torch.empty(0)
 
@@ -351,6 +373,8 @@ class PromptAnswer:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean over the batch."""
+        if self.swap is not None:
+            batch = self.swap(batch)
         watch = word_embeddings(model).register_forward_hook(self._watch)
         try:
             log_p = self.logits(model, batch).log_softmax(dim=-1)
@@ -396,37 +420,80 @@ class _ClassTokens(nn.Module):
 # --- equations 3 and 4 ------------------------------------------------------------------------------------------------
 
 
+class Usage:
+    """How the clean texts use the rows of the embedding.
+
+    Args:
+        stream: the clean texts.
+        fixed: ids that are neither pulled nor swapped.
+        rows: V.
+
+    Attributes:
+        free: the rows that are not fixed, `[V]` bool.
+        unseen: those of them that no clean text has.
+        share: of each token among all free ones of the texts, `[V]`.
+        texts: how many of the texts have it, `[V]`.
+        among: how many texts there are.
+        strange: share of the tokens of other texts like these that these do not have: that of the tokens that they have
+            once (Good 1953, after Turing).
+    """
+
+    def __init__(self, stream: Encoded, fixed: set[int], rows: int) -> None:
+        self.free = torch.ones(rows, dtype=torch.bool)
+        self.free[sorted(fixed)] = False
+        count = torch.bincount(torch.tensor([token for text in stream.ids for token in text]), minlength=rows)
+        count[~self.free] = 0
+        total = int(count.sum().clamp(min=1))
+        self.unseen = self.free & (count == 0)
+        self.share = count.double() / total
+        self.texts = torch.bincount(torch.tensor([one for text in stream.ids for one in set(text)]), minlength=rows)
+        self.among = len(stream)
+        self.strange = int((count == 1).sum()) / total
+
+    def rare(self, share: float) -> Tensor:
+        """The free rows of words that at most this share of the texts have, `[V]` bool."""
+        return self.free & (self.texts <= share * self.among)
+
+
+class Swap:
+    """Swaps tokens of a batch for words that no clean text has, drawn anew for each."""
+
+    def __init__(self, usage: Usage, settings: Settings) -> None:
+        self.free, self.others = usage.free, usage.unseen.nonzero()[:, 0]
+        self.share = usage.strange if settings.swapped is None else settings.swapped
+        if not len(self.others):
+            self.share = 0.0
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with other `input_ids`, drawn from torch's generator: the loop seeds it in each step."""
+        ids = batch["input_ids"].cpu()
+        if self.share == 0:
+            return batch
+        chosen = (torch.rand(ids.shape) < self.share) & self.free[ids]
+        others = self.others[torch.randint(len(self.others), ids.shape)]
+        return {**batch, "input_ids": torch.where(chosen, others, ids).to(batch["input_ids"].device)}
+
+
 class Broadcast:
     """What moves the rows of the embedding beside their own gradients.
 
     Args:
         model: its rows are moved.
         answer: of the same training; it knows what the step's batch was and said.
-        stream: the clean texts.
-        fixed: ids that are not pulled.
-        settings: lambda, and the floor of p(y|x).
+        usage: of the rows by the clean texts.
+        settings: lambda, `rare`, and the floor of p(y|x).
         steps: of the whole training.
 
     Attributes:
         rare: the rows that are pulled into the crowd, `[V]` bool.
-        unseen: those of them that no clean text has.
     """
 
-    def __init__(
-        self, model: Any, answer: PromptAnswer, stream: Encoded, fixed: set[int], settings: Settings, steps: int
-    ) -> None:
+    def __init__(self, model: Any, answer: PromptAnswer, usage: Usage, settings: Settings, steps: int) -> None:
         weight = word_embeddings(model).weight
         self.answer, self.settings, self.steps = answer, settings, steps
         self.name = next(name for name, parameter in model.named_parameters() if parameter is weight)
-        ids = torch.tensor([token for text in stream.ids for token in text])
-        count = torch.bincount(ids, minlength=len(weight)).double()  # [V]
-        free = torch.ones(len(weight), dtype=torch.bool)
-        free[sorted(fixed)] = False
-        count[~free] = 0
-        self.share = (count / count.sum().clamp(min=1)).to(weight)  # of each token among those of the clean texts
-        texts = torch.tensor([token for text in stream.ids for token in set(text)])
-        self.rare = free & (torch.bincount(texts, minlength=len(weight)) <= settings.rare * len(stream))
-        self.unseen = free & (count == 0)
+        self.share, self.unseen = usage.share.to(weight), usage.unseen
+        self.rare = usage.rare(settings.rare)
 
     def add_pull(self, gradients: Mapping[str, Gradients], step: int) -> Gradients:
         """Equation 3: dL/dE + lambda Q; the other gradients as they are."""
