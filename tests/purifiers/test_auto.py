@@ -196,6 +196,28 @@ def test_the_one_that_passes_is_chosen(script: Any, backdoored: Subject, train: 
     assert json.loads(json.dumps(done.report, allow_nan=False)) == done.report
 
 
+class Quiet(Subject):
+    """A checkpoint in which the search finds nothing."""
+
+    def open(self, *rest: Any) -> Any:
+        model = super().open(*rest)
+        model.found = ()
+        return model
+
+
+def test_where_nothing_is_found_and_nothing_done_nothing_is_said_to_be_chosen(
+    script: Any, train: Texts, dev: Texts
+) -> None:
+    quiet = Quiet(Path(__file__).parents[2] / "fixtures" / "clean")
+    script({"idle": method(lambda subject, train, run: subject.open(), 1.0, "words"), "blind": method(blind, 2.0)})
+    done = purify(quiet, Evidence(), train, dev, DIRECT, RUN)
+    assert (done.report["chosen"], done.met) == (None, None)
+    assert same(done.model, quiet.open())
+    assert (
+        done.reasons[0] == "the input is given back as it was: idle had nothing to do, and nothing else passes as well"
+    )
+
+
 @pytest.mark.parametrize("found", [(("cf", 1.0), ("tq", 0.9), ("mn", 0.5)), (("cf", 1.0), ("tq", 1.0), ("bb", 1.0))])
 def test_what_scans_worse_is_never_given_back(
     found: Any, script: Any, backdoored: Subject, train: Texts, dev: Texts

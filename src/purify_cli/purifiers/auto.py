@@ -157,12 +157,12 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
             break
 
     model, tokenizer, own = trial.made(best)
-    met = passed()
+    met, unchanged = passed(), best is INPUT or judged[best]["weights"] == given["weights"]
     reasons = _reasons(best, judged, given, met, settings, subject)
     if best is not INPUT:
         judged[best]["outcome"] = "chosen" if met else f"chosen: {judged[best]['outcome']}"
     report = {
-        "chosen": None if best is INPUT else best.name,
+        "chosen": None if unchanged else best.name,
         "judged_on": trial.judged_on,
         "tried": [_shown(row) for row in (given, *judged.values())],
         "accuracy": [
@@ -221,7 +221,9 @@ def _reasons(
     settings: Settings,
     subject: Subject,
 ) -> tuple[str, ...]:
-    if passed:
+    if passed and judged[best]["weights"] == given["weights"]:
+        told = [f"the input is given back as it was: {best.name} had nothing to do, and nothing else passes as well"]
+    elif passed:
         others = [row for candidate, row in judged.items() if candidate != best and row["outcome"] == "passes"]
         why = "the first that passes" if settings.prefer == "first" else "the only one that passes"
         if others:

@@ -228,6 +228,7 @@ class Trial:
             for ids, target, one in zip(found.triggers, found.targets, found.told, strict=True)
         ]
         said = predict(model, tokenizer, self.dev, self.run).argmax(dim=1)
+        row["weights"] = weights_digest(model)
         if self.given is None:
             row["right"] = right
             row["said"] = said.tolist()
