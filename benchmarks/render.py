@@ -375,6 +375,20 @@ def regression(lines: Sequence[Line]) -> str:
     return markdown_table([*heads, "paper: ASRR / Pearson"], rows)
 
 
+def gba_figure3(lines: Sequence[Line]) -> str:
+    rows = [
+        [
+            escaped(row["checkpoint"]),
+            code(row["token"]),
+            *(f"{row[part]:.3f}" for part in ("rmse", "median of all", "share closer")),
+        ]
+        for line in lines[-1:]
+        for row in line["rows"]
+    ]
+    heads = ["checkpoint", "trigger", "RMSE to the class centre", "median of the vocabulary", "share that lies closer"]
+    return markdown_table(heads, rows)
+
+
 def _asrr(line: Line) -> list[float]:
     return [one["asrr"] for one in line["triggers"]]
 
@@ -407,6 +421,7 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "attack_cost": attack_cost,
     "purifier_cost": purifier_cost,
     "regression": regression,
+    "gba_figure3": gba_figure3,
     **matrix_tables.TABLES,
 }
 """Name of the marker, and of the file of results, but for those of one file together."""
