@@ -288,7 +288,7 @@ def _limits(
 ) -> Limits:
     """Whether clean accuracy held, the measured triggers are gone, and the method itself has nothing to object."""
     reasons = list(purified.reasons)
-    old, new, texts = dev_before, dev_after, "the part of --clean that was not trained on"
+    old, new, texts = dev_before, dev_after, f"the {dev_after.n} texts of --clean that were not trained on"
     if after is not None and after.cacc is not None:
         old, new, texts = None if before is None else before.cacc, after.cacc, "--test"
     met: bool | None = None
