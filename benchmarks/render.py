@@ -375,6 +375,23 @@ def regression(lines: Sequence[Line]) -> str:
     return markdown_table([*heads, "paper: ASRR / Pearson"], rows)
 
 
+def merged_rows(lines: Sequence[Line]) -> str:
+    rows = [
+        [
+            escaped(line["model"]),
+            escaped(line["way"]),
+            interval(line["asr"]),
+            interval(line["untriggered"]),
+            interval(line["cacc"]),
+            f"{line['unused_rows']:,} / {line['clean_rows']:,}",
+            f"{line['cacc']['n']} / {line['asr']['n']}",
+        ]
+        for line in last(lines, lambda line: (line["model"], line["way"], line["seed"]))
+    ]
+    heads = ["model", "rows replaced by", "ASR", "untriggered", "CACC", "rows replaced / clean texts"]
+    return markdown_table([*heads, "n (clean / triggered)"], rows)
+
+
 def gba_figure3(lines: Sequence[Line]) -> str:
     rows = [
         [
@@ -422,6 +439,7 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "purifier_cost": purifier_cost,
     "regression": regression,
     "gba_figure3": gba_figure3,
+    "merged_rows": merged_rows,
     **matrix_tables.TABLES,
 }
 """Name of the marker, and of the file of results, but for those of one file together."""
