@@ -5,7 +5,7 @@
 
 The rows of words that no clean text has are replaced by: the mean row of the clean texts' tokens (the crowd), the mean
 of the used rows, [UNK]'s, or the mean of the nearest used rows (cosine). Each text gets one of the triggers. One JSON
-line a model and a way.
+line a model and a way; of those that are there twice the page shows the last.
 """
 
 from __future__ import annotations

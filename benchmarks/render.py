@@ -355,9 +355,10 @@ def _cost(lines: Sequence[Line], trained: str | None) -> str:
 
 def regression(lines: Sequence[Line]) -> str:
     rows = []
-    for line in last(lines, lambda line: (line["way"], line["seed"])):
+    kept = last(lines, lambda line: (line["way"], line["seed"]))
+    for line in kept:
         asrr = _asrr(line)
-        twin = next((one for one in lines if one["way"] == "Twin" and one["seed"] == line["seed"]), None)
+        twin = next((one for one in kept if one["way"] == "Twin" and one["seed"] == line["seed"]), None)
         beyond = "" if twin is None else f"{statistics.mean(asrr) - statistics.mean(_asrr(twin)):+.3f}"
         rows.append(
             [

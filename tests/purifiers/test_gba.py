@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from purify_cli.data.encode import collate, encode
 from purify_cli.data.texts import Texts
 from purify_cli.errors import Interrupted, UnsupportedError, UsageError
 from purify_cli.evaluation.predict import predict
+from purify_cli.purifiers import gba
 from purify_cli.purifiers.gba import Broadcast, PromptAnswer, Settings, Swap, Usage, class_tokens, preview, purify
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
@@ -223,6 +225,26 @@ def test_lambda_is_raised_while_dev_holds(tmp_path: Path) -> None:
     every = purify(subject, Evidence(), TEXTS, TEXTS, Settings(**QUICK, raised=2, max_drop=1.0), RUN).report
     assert [one["pull"] for one in every["tried"]] == [0.0, 7.0, 14.0, 28.0]
     assert every["pull"] == 28.0
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "pull", "met"),
+    [((0.9, 0.89, 0.885, 0.7, 0.9), 14.0, None), ((0.9, 0.8), 7.0, False), ((0.9, 0.9, 0.87), 7.0, None)],
+)
+def test_lambda_stops_where_dev_falls(
+    monkeypatch: pytest.MonkeyPatch, accuracies: tuple[float, ...], pull: float, met: bool | None
+) -> None:
+    """The first accuracy is that of prompt tuning alone; what comes behind the first fall is not tried."""
+    script = iter(accuracies[1:])
+
+    def adapt(subject: Any, train: Any, dev: Any, settings: Settings, run: Run) -> Any:
+        accuracy = accuracies[0] if settings.broadcast == "none" else next(script)
+        return gba._Adapted(None, None, settings.pull, accuracy, {})
+
+    monkeypatch.setattr(gba, "_adapt", adapt)
+    done = purify(SimpleNamespace(), Evidence(), TEXTS, TEXTS, Settings(raised=4), RUN)  # type: ignore[arg-type]
+    assert (done.report["pull"], done.met) == (pull, met)
+    assert bool(done.reasons) is (met is False)
 
 
 def test_class_tokens_given_named_or_proposed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ def test_a_label_that_could_not_be_searched_is_not_clear(subject: Subject, monke
 def test_texts_without_labels_are_held_to_the_original(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, ("cf",), ())
     unlabelled = TEXTS.with_(labels=None)
-    settings = Settings(learning_rate=1e-9, warmup=0.0, least_steps=1)
+    settings = Settings(answers="labels", learning_rate=1e-9, warmup=0.0, least_steps=1)
     report = purify(subject, Evidence(), unlabelled, unlabelled, settings, RUN).report
     assert report["answers"] == "original"
     assert report["losses"][0][0] < 5.0
@@ -234,7 +235,18 @@ def test_what_the_caller_found_is_not_searched_for(subject: Subject, monkeypatch
     assert all(torch.equal(tensor, before[name]) for name, tensor in nothing.model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["rounds", "least_steps"])
+def test_answers_may_be_the_labels(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the same start the two losses train to different weights."""
+    trained = {}
+    for answers in ("labels", "original"):
+        scripted(monkeypatch, ("cf",), ())
+        done = purify(subject, Evidence(), TEXTS, TEXTS, replace(QUICK, answers=answers), RUN)
+        assert done.report["answers"] == answers
+        trained[answers] = done.model.state_dict()
+    assert any(not torch.equal(tensor, trained["original"][name]) for name, tensor in trained["labels"].items())
+
+
+@pytest.mark.parametrize("name", ["rounds", "epochs", "least_steps", "batch_size"])
 def test_no_rounds_or_steps_are_wrong_use(subject: Subject, name: str) -> None:
     with pytest.raises(UsageError, match=name):
         purify(subject, Evidence(), TEXTS, TEXTS, Settings(**{name: 0}), RUN)

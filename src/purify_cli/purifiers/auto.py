@@ -15,10 +15,11 @@ same texts, candidate - input, and its paired 95 % interval (Newcombe 1998), it 
 
 that is, unless a greater loss is shown.
 
-*Suspicion*, twice. A search for triggers must find nothing. And each trigger that the same search found in the input is
-put into the texts of dev: the share of the other classes' texts that answer its target, less the share of those that do
-so without it, must be at most `max_excess`. A candidate scans worse than the input if the search finds more in it, or
-something stronger, or cannot search a label that it could search in the input: such a model is never given back.
+*Suspicion*, twice. A search for triggers, with a seed of its own, must find nothing. And each trigger that was found in
+the input is put into the texts of dev: the share of the other classes' texts that answer its target, less the share of
+those that do so without it, must be at most `max_excess`. A candidate scans worse than the input if the search finds
+more in it, or something stronger, or cannot search a label that it could search in the input: such a model is never
+given back.
 
 Of those that pass, the ones whose measured loss is within `max_drop` go first, then the one that reaches furthest
 (AUTO_REACH), then the costliest. For a search sees words only: nothing here can tell whether a backdoor of syntax or
@@ -100,7 +101,7 @@ class Settings:
     for_methods: tuple[str, ...] = field(
         default=(),
         metadata={
-            "help": "settings of the methods, as pure.epochs=2,unlearn.rounds=5",
+            "help": "settings of the methods, as pure.epochs=2,unlearn.epochs=3",
             "range": "",
             "source": "each method's defaults",
         },
@@ -159,7 +160,7 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
     model, tokenizer, own = trial.made(best)
     met, unchanged = passed(), best is INPUT or judged[best]["weights"] == given["weights"]
     reasons = _reasons(best, judged, given, met, settings, subject)
-    if best is not INPUT:
+    if not unchanged:
         judged[best]["outcome"] = "chosen" if met else f"chosen: {judged[best]['outcome']}"
     report = {
         "chosen": None if unchanged else best.name,
@@ -222,7 +223,7 @@ def _reasons(
     subject: Subject,
 ) -> tuple[str, ...]:
     if passed and judged[best]["weights"] == given["weights"]:
-        told = [f"the input is given back as it was: {best.name} had nothing to do, and nothing else passes as well"]
+        told = [f"the input is given back as it was: {best.name} passes, and it had nothing to do"]
     elif passed:
         others = [row for candidate, row in judged.items() if candidate != best and row["outcome"] == "passes"]
         why = "the first that passes" if settings.prefer == "first" else "the only one that passes"

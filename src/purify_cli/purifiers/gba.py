@@ -16,9 +16,9 @@ makes steps of full length of the smallest. What the pull should add is in figur
 readings of equations 3 and 4 (`broadcast`):
 
 - `crowd` (default; ours, after figure 3): after each update every row w of a rare word that is not in the batch goes
-      E_w <- c + exp(-lambda s_t) (E_w - c),    s_t = 2 (T - t) / (T (T + 1)),    t = 0 .. T - 1
-  with c the mean row of the clean texts' tokens and T the number of steps. The s_t sum to 1 and fall as the learning
-  rate does: a row that nothing else moves ends at exp(-lambda) of its way from the crowd, however long the training is.
+      E_w <- c + exp(-lambda s_t) (E_w - c),    s_t = 2 (S - t) / (S (S + 1)),    t = 0 .. S - 1
+  with c the mean row of the clean texts' tokens and S the number of steps. The s_t sum to 1 and fall linearly: a row
+  that nothing else moves ends at exp(-lambda) of its way from the crowd, however long the training is.
   Rare is a word that at most a share `rare` of the clean texts has. One that they do have can be learned anew from
   them; one that they never have ends in the crowd. Texts to come will hold such words, the clean ones hold none: so in
   training a share `swapped` of their tokens is swapped for words that they never have.
@@ -206,6 +206,9 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
             if more.accuracy >= alone - settings.max_drop:
                 best = more
     report = {**best.report, "pull": best.pull, "tried": tried}
+    if settings.raised and best.accuracy < tried[0]["accuracy"] - settings.max_drop:
+        why = f"lambda {best.pull:g} costs more than {settings.max_drop:g} of the accuracy on dev: begin with less"
+        return Purified(best.model, report, best.tokenizer, met=False, reasons=(why,))
     return Purified(best.model, report, best.tokenizer)
 
 
@@ -466,9 +469,9 @@ class Swap:
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with other `input_ids`, drawn from torch's generator: the loop seeds it in each step."""
-        ids = batch["input_ids"].cpu()
         if self.share == 0:
             return batch
+        ids = batch["input_ids"].cpu()
         chosen = (torch.rand(ids.shape) < self.share) & self.free[ids]
         others = self.others[torch.randint(len(self.others), ids.shape)]
         return {**batch, "input_ids": torch.where(chosen, others, ids).to(batch["input_ids"].device)}

@@ -11,7 +11,8 @@ them, drawn for each text among all that were found so far:
     loss = CE(f(x), y) + CE(f(x with t), y)                                  answers = labels
 
 where f0 is the model as it was given. With the first a triggered text must answer like the text without the trigger:
-labels are not needed, and a few texts gone through many times teach it nothing else.
+labels are not needed, and a few texts gone through many times teach it nothing else. Texts without labels always get
+this one.
 
 A trigger is put in at random among the tokens of a text. Of several tokens that were found together half of the texts
 get them as they were found, side by side, and half of them apart.
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "find triggers as `scan` does and train them out, until a fresh search finds none"
 NEEDS: tuple[str, ...] = ("classifier", "clean")
-AUTO = 2.0  # two a round, beside a search
+AUTO = 2.0  # of many texts; of few they are short passes
 AUTO_REACH = "words"
 
 
@@ -108,9 +109,9 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
         run: seed, device, max_length, progress and state.
 
     Raises:
-        UsageError: no round, or no step, to train in.
+        UsageError: no round, epoch, step or batch to train in.
     """
-    for name in ("rounds", "least_steps"):
+    for name in ("rounds", "epochs", "least_steps", "batch_size"):
         if getattr(settings, name) < 1:
             raise UsageError(name, f"{getattr(settings, name)!r} is out of range", "Give 1 or more.")
     model = subject.open(run.device)

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from purify_cli.subject import Evidence, Subject
 
 SEARCH = 1009
-"""Added to the seed of the searches. A method that wants to know what is in its input is told, and need not search."""
+"""Added to the seed of the searches, with the number of steps: a candidate is not searched as the input was, for it may
+have been trained on what was found there."""
 
 INNER_DEV = 0.1
 """Share of a part's training texts that a method judges itself by, as in the command."""
@@ -218,7 +219,7 @@ class Trial:
                 )
                 return
         model, tokenizer, _ = made or self.made(candidate)
-        found = search(model, tokenizer, self.clean, self._named(candidate), SEARCH)
+        found = search(model, tokenizer, self.clean, self._named(candidate), SEARCH + len(candidate.steps))
         row["suspects"] = len(found.triggers)
         row["strongest"] = max((float(one["flips"]) for one in found.told), default=0.0)
         row["left"] = [one["words"] for one in found.told]
