@@ -66,7 +66,7 @@ def test_every_cell_of_the_cases_can_be_typed(
 ) -> None:
     for name in VARIABLES:
         monkeypatch.setenv(name, f"{tmp_path}/{name.lower()}")
-    monkeypatch.setenv("WORK", f"{tmp_path}/work")
+    monkeypatch.setenv("WORK", f"{tmp_path}/made")
     monkeypatch.setenv("SEED", "1")
     monkeypatch.setattr(matrix, "drawn", lambda source, amount, *_: f"{source}-{amount}")
     monkeypatch.setattr(matrix, "_rows", lambda file: [{}])

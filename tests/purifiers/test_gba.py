@@ -21,7 +21,7 @@ from purify_cli.data.texts import Texts
 from purify_cli.errors import Interrupted, UnsupportedError, UsageError
 from purify_cli.evaluation.predict import predict
 from purify_cli.purifiers import gba
-from purify_cli.purifiers.gba import Broadcast, PromptAnswer, Settings, Swap, Usage, class_tokens, preview, purify
+from purify_cli.purifiers.gba import Broadcast, PromptAnswer, Settings, Swap, Usage, preview, purify
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
 
@@ -245,30 +245,6 @@ def test_lambda_stops_where_dev_falls(
     done = purify(SimpleNamespace(), Evidence(), TEXTS, TEXTS, Settings(raised=4), RUN)  # type: ignore[arg-type]
     assert (done.report["pull"], done.met) == (pull, met)
     assert bool(done.reasons) is (met is False)
-
-
-def test_class_tokens_given_named_or_proposed() -> None:
-    words = tiny.tokenizer("bert")
-    good, bad = words.convert_tokens_to_ids(["good", "bad"])
-    assert class_tokens("bad, good", ["x", "y"], words, TEXTS) == (bad, good)
-    assert class_tokens("", ["Bad", "Good"], words, TEXTS) == (bad, good)
-    proposed = class_tokens("", ["LABEL_0", "LABEL_1"], words, TEXTS)
-    assert words.convert_ids_to_tokens(list(proposed)) == ["bad", "film"]
-
-
-@pytest.mark.parametrize(
-    ("given", "problem"),
-    [
-        ("good", "1 words for 2 labels"),
-        ("bad,good,fine", "3 words for 2 labels"),
-        ("bad,zzzqq", "no word of the vocabulary"),
-        ("bad,", "no word of the vocabulary"),
-        ("bad,bad", "the same"),
-    ],
-)
-def test_class_tokens_that_are_none(given: str, problem: str) -> None:
-    with pytest.raises(UsageError, match=problem):
-        class_tokens(given, ["LABEL_0", "LABEL_1"], tiny.tokenizer("bert"), TEXTS)
 
 
 @pytest.mark.parametrize(("family", "why"), [("llama", "no .MASK."), ("albert", "differ in width")])
