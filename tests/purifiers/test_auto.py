@@ -103,10 +103,11 @@ def refuses(subject: Subject, train: Texts, run: Run) -> Any:
 
 
 class Calls(list[tuple[str, Texts]]):
-    """Name and texts of each call; and what the caller had found."""
+    """Name and texts of each call, what the caller had found, and what was added to the seed of each search."""
 
     def __init__(self) -> None:
         self.handed: list[Found | None] = []
+        self.searched: list[int] = []
 
 
 @pytest.fixture
@@ -115,7 +116,6 @@ def script(monkeypatch: pytest.MonkeyPatch, backdoored: Subject) -> Callable[...
 
     def install(methods: Mapping[str, Any]) -> Calls:
         calls = Calls()
-        searched: list[Any] = []
         handed = calls.handed
 
         def module(name: str) -> Any:
@@ -138,7 +138,7 @@ def script(monkeypatch: pytest.MonkeyPatch, backdoored: Subject) -> Callable[...
         )
 
         def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int) -> Found:
-            searched.append(model)
+            calls.searched.append(number)
             words = getattr(model, "found", (("cf", 1.0), ("tq", 0.9)))
             ids = tuple((tokenizer.convert_tokens_to_ids(word),) for word, _ in words)
             told = tuple({"words": word, "target": "positive", "flips": flips} for word, flips in words)
@@ -316,6 +316,7 @@ def test_what_was_found_is_handed_on_and_trained_out_again(
     assert (done.report["chosen"], done.met) == ("repairs + repairs + repairs", None)
     words = [[one["words"] for one in found.told] for found in calls.handed]
     assert words == [["cf", "tq"], ["cf", "tq", "mn"], ["cf", "tq", "mn", "bb"]]
+    assert calls.searched == [trial.SEARCH + depth for depth in range(4)], "not as what was trained on was found"
     assert [found.targets for found in calls.handed] == [(1,) * 2, (1,) * 3, (1,) * 4]
 
 

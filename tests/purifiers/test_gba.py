@@ -299,3 +299,19 @@ def test_preview_names_the_class_tokens(tmp_path: Path) -> None:
     subject = Subject(tiny.save("bert", tmp_path / "x"))
     shown = preview(subject, Evidence(), TEXTS, TEXTS, Settings(), RUN)
     assert shown["class_tokens"] == ["bad", "film"] and shown["steps"] == 5
+
+
+def test_adaptation_and_head_both_see_swapped_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = 0
+
+    def counted(swap: Swap, batch: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        return batch
+
+    monkeypatch.setattr(Swap, "__call__", counted)
+    subject = Subject(tiny.save("bert", tmp_path / "x"))
+    for broadcast, steps in (("crowd", 4), ("none", 0)):  # two of the adaptation, two of the head
+        seen = 0
+        purify(subject, Evidence(), TEXTS, TEXTS, Settings(**QUICK, broadcast=broadcast), RUN)  # type: ignore[arg-type]
+        assert seen == steps
