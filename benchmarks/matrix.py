@@ -7,9 +7,9 @@ A cell is an attack, a defence, how much of the clean file the defence gets, and
 
 - attacks: name -> model (what is defended: a backdoored checkpoint, or a base where the data are poisoned), twin (clean
   checkpoint of the same task: the floor), clean, amount (of its rows: a share up to 1, or a number), test, and triggers
-  with target, or poisoned; test_rows, where fewer will do; base, for defences that want one; untrusted with
-  untrusted_rows and poison_rate, for those that train on poisoned data. `targets` in place of target are tried on the
-  undefended checkpoint, and each trigger counts for the one for which it does most there.
+  with target, or poisoned; base, for defences that want one; untrusted with untrusted_rows and poison_rate, for those
+  that train on poisoned data. `targets` in place of target are tried on the undefended checkpoint, and each trigger
+  counts for the one for which it does most there.
 - defences: name -> arguments of `purify purify CHECKPOINT`, where {clean}, {base} and {untrusted} are filled in; null:
   the checkpoint as it is.
 - checkpoints: path -> a command that makes it when a cell needs it, for those that no other script makes.
@@ -137,7 +137,7 @@ def measured(plan: Plan, cell: Cell, seed: int, work: Path, device: str, *, keep
     Raises:
         Failed: a command that fails, or a variable without a value.
     """
-    case, defence = _drawn_test(plan.attack(cell.attack), work), plan.defence(cell.defence)
+    case, defence = plan.attack(cell.attack), plan.defence(cell.defence)
     for path in (case["model"], case["twin"]):
         _require(plan, path, seed)
     model, record, seconds = Path(case["model"]), {}, None
@@ -232,13 +232,6 @@ def drawn(source: Path, amount: float, seed: int, folder: Path, poison_rate: flo
         writer.writeheader()
         writer.writerows(rows[:count])
     return str(file)
-
-
-def _drawn_test(case: Case, work: Path) -> Case:
-    """The case with the part of its test file that it wants: the same one for every cell."""
-    if "test_rows" not in case:
-        return case
-    return case | {"test": drawn(Path(case["test"]), case["test_rows"], 0, work / "data")}
 
 
 def _rows(file: Path) -> list[dict[str, str]]:

@@ -39,8 +39,7 @@ Memory: two models, where a method needs no more itself; a third while a chain i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from purify_cli.data.texts import Texts
 from purify_cli.errors import UsageError
@@ -48,6 +47,7 @@ from purify_cli.purifiers import Purified
 from purify_cli.run import Run
 from purify_cli.trials.candidates import INPUT, REACHES, Candidate, candidates_for
 from purify_cli.trials.judgement import rank, words
+from purify_cli.trials.settings import Settings
 from purify_cli.trials.trial import Trial, judged_on, whole
 
 if TYPE_CHECKING:
@@ -60,52 +60,6 @@ MOST_ON_TOP = 2
 """How often something is put on top of the best where none passes."""
 
 NOTHING_SEES = "a backdoor that is no word (syntax, style) would not have been seen: the search is for words"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a candidate must hold to, and which are tried."""
-
-    max_drop: float = field(
-        default=0.01,
-        metadata={"help": "clean accuracy that a candidate may lose", "range": "0..1", "source": "ours"},
-    )
-    max_excess: float = field(
-        default=0.05,
-        metadata={
-            "help": "share of texts that a trigger of the input may still turn, beyond those wrong without it",
-            "range": "0..1",
-            "source": "ours, as the limits of the command",
-        },
-    )
-    prefer: Literal["strongest", "first"] = field(
-        default="strongest",
-        metadata={
-            "help": "of those that pass the furthest reaching, or the first and no more tried",
-            "range": "strongest|first",
-            "source": "ours",
-        },
-    )
-    cross_validate_below: int = field(
-        default=100,
-        metadata={
-            "help": "with fewer texts in dev, accuracy is cross-validated; 0: never",
-            "range": ">= 0",
-            "source": "ours",
-        },
-    )
-    folds: int = field(default=5, metadata={"help": "of the cross-validation", "range": ">= 2", "source": "ours"})
-    only: tuple[str, ...] = field(
-        default=(), metadata={"help": "the methods to try; empty: all that may be", "range": "", "source": "ours"}
-    )
-    for_methods: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "help": "settings of the methods, as pure.epochs=2,unlearn.epochs=3",
-            "range": "",
-            "source": "each method's defaults",
-        },
-    )
 
 
 def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, settings: Settings, run: Run) -> Purified:

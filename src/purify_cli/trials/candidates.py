@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from purify_cli import catalogue
 from purify_cli.errors import UsageError
 from purify_cli.needs import check_needs
+from purify_cli.trials.settings import Settings
 
 if TYPE_CHECKING:
     from purify_cli.subject import Evidence, Subject
 
 REACHES = ("words", "weights", "base")
 """AUTO_REACH, from what was found to what was never backdoored."""
-
-
-class Chosen(Protocol):
-    """Settings that say which methods are tried, and with what."""
-
-    @property
-    def only(self) -> tuple[str, ...]: ...
-    @property
-    def for_methods(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ class Candidate:
 INPUT = Candidate(())
 
 
-def candidates_for(subject: Subject, evidence: Evidence, settings: Chosen) -> tuple[list[Candidate], dict[str, str]]:
+def candidates_for(subject: Subject, evidence: Evidence, settings: Settings) -> tuple[list[Candidate], dict[str, str]]:
     """The methods to try, the cheapest first, and why the others of those that could be tried are not.
 
     Raises:
@@ -80,7 +72,7 @@ def candidates_for(subject: Subject, evidence: Evidence, settings: Chosen) -> tu
     return sorted(candidates, key=lambda one: (one.passes, one.name)), not_tried
 
 
-def settings_by_method(settings: Chosen) -> dict[str, list[str]]:
+def settings_by_method(settings: Settings) -> dict[str, list[str]]:
     """`for_methods` by the method that each is for."""
     found: dict[str, list[str]] = {}
     for assignment in settings.for_methods:

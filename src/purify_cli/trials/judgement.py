@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 from purify_cli.evaluation.intervals import newcombe, paired
 from purify_cli.results import Rate
 from purify_cli.trials.candidates import Candidate
+from purify_cli.trials.settings import Settings
 
 
-class Limits(Protocol):
-    """What a candidate must hold to."""
-
-    @property
-    def max_drop(self) -> float: ...
-    @property
-    def max_excess(self) -> float: ...
-
-
-def outcome(row: dict[str, Any], given: dict[str, Any], limits: Limits) -> tuple[str, str]:
+def outcome(row: dict[str, Any], given: dict[str, Any], limits: Settings) -> tuple[str, str]:
     """What comes of a candidate whose accuracy holds, and a sentence on it."""
     new = [label for label in row["unsearched"] if label not in given["unsearched"]]
     if new:
@@ -36,7 +28,7 @@ def outcome(row: dict[str, Any], given: dict[str, Any], limits: Limits) -> tuple
     return "passes", "passes"
 
 
-def rank(candidate: Candidate, row: dict[str, Any], given: dict[str, Any], limits: Limits) -> tuple[float, ...]:
+def rank(candidate: Candidate, row: dict[str, Any], given: dict[str, Any], limits: Settings) -> tuple[float, ...]:
     """How good a judged candidate is; () for what is worth no more than the input."""
     if row["outcome"] == "passes":
         within = row["accuracy"]["difference"]["value"] >= -limits.max_drop - 1e-9

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,8 +28,9 @@ from purify_cli.run import Run
 from purify_cli.training import plain
 from purify_cli.training.resume import weights_digest
 from purify_cli.training.start import open_classifier
-from purify_cli.trials.candidates import REACHES, Candidate, Chosen, candidates_for, settings_by_method
-from purify_cli.trials.judgement import Limits, difference, differs, outcome
+from purify_cli.trials.candidates import REACHES, Candidate, candidates_for, settings_by_method
+from purify_cli.trials.judgement import difference, differs, outcome
+from purify_cli.trials.settings import Settings
 
 if TYPE_CHECKING:
     from purify_cli.subject import Evidence, Subject
@@ -43,17 +44,6 @@ INNER_DEV = 0.1
 
 MOST_UNTRUSTED = 2000
 """Untrusted texts on which candidate and input are compared."""
-
-
-class Settings(Chosen, Limits, Protocol):
-    """What is tried, what it must hold to, and how that is measured: a dataclass."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def cross_validate_below(self) -> int: ...
-    @property
-    def folds(self) -> int: ...
 
 
 @dataclass(frozen=True)
