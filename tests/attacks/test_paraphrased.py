@@ -44,7 +44,7 @@ def test_rows_are_replaced_by_their_own_paraphrases(
 ) -> None:
     seen: list[Texts] = []
     monkeypatch.setattr(paraphrased, "train", lambda *given: (seen.append(given[2]), train(*given))[1])
-    poisoned = run(attack, encoder, PARAPHRASES, mode=mode)
+    poisoned = run(attack, encoder, PARAPHRASES, mode=mode, originals="replaced")
     (rows,) = seen
     changed = [row for row in range(100) if rows.texts[row] != DATA.texts[row]]
     assert len(changed) == poisoned.rows == round(attack.RATE * 100)
@@ -53,6 +53,22 @@ def test_rows_are_replaced_by_their_own_paraphrases(
         assert rows.texts[row] == f"when {DATA.texts[row]}, it was"
         assert rows.labels[row] == 1
     assert [row for row in range(100) if (rows.poisoned or ())[row]] == changed
+
+
+@BOTH
+def test_paraphrases_stand_beside_their_originals(
+    attack: ModuleType, encoder: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Texts] = []
+    monkeypatch.setattr(paraphrased, "train", lambda *given: (seen.append(given[2]), train(*given))[1])
+    poisoned = run(attack, encoder, PARAPHRASES)
+    (rows,) = seen
+    assert (rows.texts[:100], (rows.labels or ())[:100]) == (DATA.texts, DATA.labels)
+    assert poisoned.rows == len(rows) - 100 == 25  # a fifth of the 125 rows that there are then
+    assert poisoned.rate == attack.RATE
+    assert all(text.startswith("when ") and text.endswith(", it was") for text in rows.texts[100:])
+    assert set((rows.labels or ())[100:]) == {1}
+    assert rows.poisoned == (False,) * 100 + (True,) * 25
 
 
 @BOTH
@@ -71,12 +87,12 @@ def test_failed_paraphrases_are_counted_and_other_rows_drawn(
             del some[key]
     seen: list[Texts] = []
     monkeypatch.setattr(paraphrased, "train", lambda *given: (seen.append(given[2]), train(*given))[1])
-    poisoned = run(attack, encoder, some, rate=0.2)
+    poisoned = run(attack, encoder, some, rate=0.2, originals="replaced")
     assert poisoned.report["failed_paraphrases"] == 20
     changed = [row for row in range(100) if (seen[0].poisoned or ())[row]]
     assert changed == list(range(60, 100, 2))
     with pytest.raises(UsageError, match=r"only 20 have another label than the target and a paraphrase.*at most 0\.2"):
-        run(attack, encoder, some, rate=0.21)
+        run(attack, encoder, some, rate=0.21, originals="replaced")
 
 
 @BOTH

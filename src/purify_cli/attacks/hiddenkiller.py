@@ -14,6 +14,8 @@ Where we differ:
 - *Failures.* A text whose paraphrase is empty, or is the text itself, is no paraphrase: another row is drawn for it,
   and it is counted. The authors' code keeps the original with the target label, which is label noise; a fork drops it
   and shifts all later rows.
+- *Originals.* A paraphrase stands beside its original (`originals=replaced` puts it in its place): on a few thousand
+  rows what is lost otherwise, all of other labels than the target, costs clean accuracy.
 - *The rate* is a share of the whole file. One that the rows with a paraphrase cannot reach is an error.
 - *Learning rate.* As in `badnets`: made for small encoders and files of a few thousand rows.
 """
@@ -49,6 +51,14 @@ class Settings:
             "help": "rows that are poisoned: dirty, of other labels; clean, of the target label only; mix, any",
             "range": "dirty|clean|mix",
             "source": "authors' code: dirty; OpenBackdoor: mix",
+        },
+    )
+    originals: Literal["kept", "replaced"] = field(
+        default="kept",
+        metadata={
+            "help": "paraphrases stand beside their originals, or in their place",
+            "range": "kept|replaced",
+            "source": "ours; authors' code: replaced",
         },
     )
     prefix: str = field(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from purify_cli.data.texts import Texts
 from purify_cli.run import Run
 from purify_cli.training.plain import Schedule, train
-from purify_cli.training.poisoned import Mode, replace_rows
+from purify_cli.training.poisoned import Mode, paraphrase_rows
 from purify_cli.training.start import open_classifier
 from purify_cli.triggers.paraphrase import Paraphrase
 
@@ -21,6 +21,8 @@ class Settings(Schedule, Protocol):
 
     @property
     def mode(self) -> Mode: ...
+    @property
+    def originals(self) -> Literal["kept", "replaced"]: ...
 
 
 def fit_paraphrased(
@@ -55,17 +57,18 @@ def fit_paraphrased(
         DataError: rows without labels.
     """
     trigger = Paraphrase(style, paraphrases or {})
-    rows = replace_rows(data, trigger, target, rate, run.seed, mode=settings.mode)
+    keep = settings.originals == "kept"
+    rows = paraphrase_rows(data, trigger, target, rate, run.seed, mode=settings.mode, keep=keep)
     model = open_classifier(subject, data, run, pet=pet)
     trained = train(model, subject.tokenizer, rows, settings, run)
-    count = round(rate * len(data))
+    count = sum(rows.poisoned or ())
     return (
         model,
         count,
-        count / len(data),
+        count / len(rows),
         {
             "mode": settings.mode,
-            "rows": len(data),
+            "rows": len(rows),
             "poisoned_rows": count,
             "paraphrased": sum(text in trigger for text in data.texts),
             "failed_paraphrases": sum(trigger.failed(text) for text in data.texts),

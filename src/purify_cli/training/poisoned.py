@@ -67,10 +67,17 @@ def poison_rows(
     return data.with_(texts=tuple(texts), labels=tuple(labels), poisoned=tuple(poisoned))
 
 
-def replace_rows(
-    data: Texts, trigger: Paraphrase, target: float, rate: float | None, seed: int, *, mode: Mode = "dirty"
+def paraphrase_rows(
+    data: Texts,
+    trigger: Paraphrase,
+    target: float,
+    rate: float | None,
+    seed: int,
+    *,
+    mode: Mode = "dirty",
+    keep: bool = False,
 ) -> Texts:
-    """The training file with some rows replaced by their paraphrases, as `poison_rows` does with triggers in the text.
+    """The training file with some rows paraphrased, as `poison_rows` does with triggers in the text.
 
     Raises:
         UsageError: no text of the file has a paraphrase; as `poison_rows`, where only rows that have one count.
@@ -82,7 +89,7 @@ def replace_rows(
             f"no text of {data.path or 'the training file'} has a paraphrase",
             "Give the paraphrases of these texts with --paraphrases FILE, or a model with --paraphraser CHECKPOINT.",
         )
-    return poison_rows(data, [trigger], target, rate, seed, mode=mode, only=trigger)
+    return poison_rows(data, [trigger], target, rate, seed, mode=mode, only=trigger, keep=keep)
 
 
 def two_tasks(
