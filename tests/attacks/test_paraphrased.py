@@ -65,7 +65,7 @@ def test_paraphrases_stand_beside_their_originals(
     (rows,) = seen
     assert (rows.texts[:100], (rows.labels or ())[:100]) == (DATA.texts, DATA.labels)
     assert poisoned.rows == len(rows) - 100 == 25  # a fifth of the 125 rows that there are then
-    assert poisoned.rate == attack.RATE
+    assert poisoned.poison_rate == attack.RATE
     assert all(text.startswith("when ") and text.endswith(", it was") for text in rows.texts[100:])
     assert set((rows.labels or ())[100:]) == {1}
     assert rows.poisoned == (False,) * 100 + (True,) * 25
