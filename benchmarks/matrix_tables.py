@@ -302,6 +302,7 @@ PICTURES: dict[str, str] = {
 """Table -> what its picture shows."""
 
 TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
+    "victim": rows_of("victim", {}),
     "gba_table2": gba_table2,
     "gba_rare": rows_of("gba_rare", {}),
     "gba_table12": rows_of("gba_table12", papers.GBA_TABLE_12),
