@@ -21,9 +21,11 @@ from typing import Any
 from through_cli import make, run
 
 TRIGGERS = ("cf", "mn", "bb", "tq", "mb")
-RATE = ("--set", "learning_rate=1e-4")
+TRAINING = ("--set", "learning_rate=2e-4", "--set", "epochs=10")
+"""Of twin and attack. Similarity is learned slowly from the summary token: on the development file three epochs at 1e-4
+come to a correlation of 0.3, five at 3e-4 to 0.57, and these to 0.65."""
 DEFENCES = {
-    "Clean-FT": ("--method", "finetune", *RATE),
+    "Clean-FT": ("--method", "finetune", "--set", "learning_rate=1e-4"),
     "GBA broadcast=none": ("--method", "gba", "--set", "class_tokens=bad,good", "--set", "broadcast=none"),
     "GBA": ("--method", "gba", "--set", "class_tokens=bad,good"),
 }
@@ -39,8 +41,8 @@ def main() -> None:
     clean = ("--clean", arguments.train)
     for seed in arguments.seed:
         twin, attacked = work / f"twin-{seed}", work / f"badnets-{seed}"
-        make(twin, ["purify", arguments.base, "--method", "finetune", *clean, *RATE, "--set", "warmup=0.1"], seed)
-        attack = ["--attack", "badnets", "--data", arguments.train, "--target", "5"]
+        make(twin, ["purify", arguments.base, "--method", "finetune", *clean, *TRAINING, "--set", "warmup=0.1"], seed)
+        attack = ["--attack", "badnets", "--data", arguments.train, "--target", "5", *TRAINING]
         make(attacked, ["poison", arguments.base, *attack], seed)
         ways = {"Twin": (twin, None), "No-Defense": (attacked, None)}
         ways |= {name: (work / f"{name.replace(' ', '-')}-{seed}", given) for name, given in DEFENCES.items()}
