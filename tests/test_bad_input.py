@@ -23,7 +23,8 @@ import hostile
 import purify_cli
 import tiny
 from purify_cli.checkpoint import write
-from purify_cli.cli import ExitCode, main
+from purify_cli.cli import main
+from purify_cli.exits import ExitCode
 
 ROWS = (
     ("a great movie", "positive"),
