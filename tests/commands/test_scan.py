@@ -199,6 +199,24 @@ def test_settings_reach_the_detector_they_are_meant_for(detectors: dict[str, Any
     assert seen == {"a": _Settings(depth=4), "b": _OtherSettings(depth=1, width=7)}
 
 
+@dataclass(frozen=True)
+class _ByBudget:
+    pairs: bool = field(default=False, metadata={"deep": "true"})
+
+
+def test_a_setting_may_have_a_default_of_its_own_for_a_budget(detectors: dict[str, Any], classifier: Path) -> None:
+    seen: list[bool] = []
+
+    def look(subject: Any, evidence: Any, settings: Any, run: Any) -> Iterator[Finding]:
+        seen.append(settings.pairs)
+        yield from ()
+
+    detectors["a"] = _detector(look, settings=_ByBudget)
+    for budget, assignments in (("standard", ()), ("deep", ()), ("deep", ("pairs=false",))):
+        scan(ScanRequest(str(classifier), budget=budget, settings=assignments))
+    assert seen == [False, True, False]
+
+
 @pytest.mark.parametrize("need", ["base", "twin", "clean", "untrusted"])
 def test_what_was_not_given_skips_the_check_and_names_the_option(
     detectors: dict[str, Any], classifier: Path, need: str

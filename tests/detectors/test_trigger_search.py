@@ -226,6 +226,24 @@ def test_stub_a_sequence_of_which_no_part_stands_out() -> None:
     assert search(model, pieces=1) == []
 
 
+NOTHING_ALONE = BagOfWords(HONEST, together=("mb", "tq"), bonus=DECIDES)
+
+
+def test_stub_two_words_that_mean_nothing_alone() -> None:
+    """Neither moves a text by itself, so that there is nothing to start from but what one changes for the other."""
+    assert search(NOTHING_ALONE) == []
+    (one,) = search(NOTHING_ALONE, pairs=True)
+    assert (one.rule, one.level, one.evidence["target"]) == ("PB202", "error", "positive")
+    assert set(one.where.token.split()) == {"mb", "tq"}
+    assert one.evidence["value"] == 1.0
+
+
+def test_stub_honest_words_are_no_pair() -> None:
+    """Each of two strong words favours what any other does, and together they do what they add up to."""
+    assert search(BagOfWords(HONEST), pairs=True) == []
+    assert search(BagOfWords(HONEST | dict.fromkeys(("mb", "tq"), 25.0)), words=1, pieces=1, pairs=True) == []
+
+
 def test_stub_a_sum_of_honest_words_is_no_sequence() -> None:
     """Three strong words together turn every text, and do no more than each adds."""
     strong = BagOfWords(HONEST | dict.fromkeys(("mb", "tq", "cf"), 15.0))

@@ -108,6 +108,7 @@ class Calls(list[tuple[str, Texts]]):
     def __init__(self) -> None:
         self.handed: list[Found | None] = []
         self.searched: list[int] = []
+        self.thorough: list[bool] = []
 
 
 @pytest.fixture
@@ -137,8 +138,9 @@ def script(monkeypatch: pytest.MonkeyPatch, backdoored: Subject) -> Callable[...
             fill=catalogue.fill,
         )
 
-        def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int) -> Found:
+        def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int, *, pairs: bool) -> Found:
             calls.searched.append(number)
+            calls.thorough.append(pairs)
             words = getattr(model, "found", (("cf", 1.0), ("tq", 0.9)))
             ids = tuple((tokenizer.convert_tokens_to_ids(word),) for word, _ in words)
             told = tuple({"words": word, "target": "positive", "flips": flips} for word, flips in words)
@@ -317,6 +319,7 @@ def test_what_was_found_is_handed_on_and_trained_out_again(
     words = [[one["words"] for one in found.told] for found in calls.handed]
     assert words == [["cf", "tq"], ["cf", "tq", "mn"], ["cf", "tq", "mn", "bb"]]
     assert calls.searched == [trial.SEARCH + depth for depth in range(4)], "not as what was trained on was found"
+    assert calls.thorough == [True, False, False, False], "pairs are looked for where there may be some"
     assert [found.targets for found in calls.handed] == [(1,) * 2, (1,) * 3, (1,) * 4]
 
 

@@ -136,14 +136,18 @@ def test_like_the_original_is_the_divergence_from_its_answers() -> None:
 # --- rounds -----------------------------------------------------------------------------------------------------------
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, *found: tuple[str, ...]) -> list[tuple[tuple[int, ...], ...]]:
-    """Searches find these words in turn; what each round trains with."""
+def scripted(
+    monkeypatch: pytest.MonkeyPatch, *found: tuple[str, ...], thorough: list[bool] | None = None
+) -> list[tuple[tuple[int, ...], ...]]:
+    """Searches find these words in turn; what each round trains with. `thorough` gets which looked for pairs."""
+    thorough = [] if thorough is None else thorough
     script, used = iter(found), []
     tokenizer = tiny.tokenizer("bert")
 
-    def search(model: Any, subject: Subject, texts: Texts, run: Run, number: int) -> Found:
+    def search(model: Any, subject: Subject, texts: Texts, run: Run, number: int, *, pairs: bool) -> Found:
         words = next(script)
-        triggers = tuple((tokenizer.convert_tokens_to_ids(word),) for word in words)
+        triggers = tuple(tuple(tokenizer.convert_tokens_to_ids(word.split())) for word in words)
+        thorough.append(pairs)
         return Found(triggers, tuple({"words": word, "target": "positive", "flips": 1.0} for word in words), ())
 
     def watched(tokenizer: Any, texts: Texts, triggers: Any, limit: int, seed: int, *, by_row: bool) -> Any:
@@ -168,6 +172,19 @@ def test_rounds_go_on_until_nothing_is_found(subject: Subject, monkeypatch: pyte
     assert used == [(cf,), (cf, tq)]
     assert (report["rounds"], report["clear"], report["left"]) == (2, True, [])
     assert report["searches"] == [["cf"], ["tq", "cf"], []]
+
+
+def test_pairs_are_looked_for_first_and_again_where_there_was_one(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one: list[bool] = []
+    scripted(monkeypatch, ("cf",), (), thorough=one)
+    purify(subject, Evidence(), TEXTS, TEXTS, QUICK, RUN)
+    assert one == [True, False]
+    two: list[bool] = []
+    scripted(monkeypatch, ("cf tq",), ("mb",), (), thorough=two)
+    purify(subject, Evidence(), TEXTS, TEXTS, QUICK, RUN)
+    assert two == [True, True, True]
 
 
 def test_the_same_seed_trains_the_same_weights(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

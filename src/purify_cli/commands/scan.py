@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -60,7 +60,7 @@ def scan(request: ScanRequest) -> ScanResult:
         DataError: the clean texts cannot be read.
     """
     detectors = select(request)
-    settings = _settings(detectors, request.settings)
+    settings = _settings(detectors, request.settings, request.budget)
     subject = Subject(request.checkpoint, base=request.base)
     evidence, missing = _evidence(request, subject)
 
@@ -109,12 +109,15 @@ def select(request: ScanRequest) -> dict[str, ModuleType]:
     return dict(chosen)
 
 
-def _settings(detectors: dict[str, ModuleType], assignments: Sequence[str]) -> dict[str, Any]:
-    """Each detector's settings with the assignments that are meant for it."""
+def _settings(detectors: dict[str, ModuleType], assignments: Sequence[str], budget: str) -> dict[str, Any]:
+    """Each detector's settings: the budget's own defaults, and the assignments that are meant for it."""
     keys = {
         name: {setting.name for setting in catalogue.describe(module.Settings)} for name, module in detectors.items()
     }
-    meant: dict[str, list[str]] = {name: [] for name in detectors}
+    meant: dict[str, list[str]] = {
+        name: [f"{one.name}={one.metadata[budget]}" for one in fields(module.Settings) if budget in one.metadata]
+        for name, module in detectors.items()
+    }
     for assignment in assignments:
         key, text = catalogue.parse_assignment(assignment)
         detector, dot, bare = key.partition(".")

@@ -10,12 +10,16 @@ trigger may be several words of which none suffices: where no single word is con
 combined, and the combination is compared with that of their neighbours. A word's company is the share of its effect
 on the log-odds that its neighbours have too. In trials it was 0.02 to 0.07 for the words of a well-learned trigger (up
 to 0.3 in a model of little training) and mostly 0.2 to 0.7 for honest ones, also where neither turns a text yet; but
-single honest words had as little as a trigger, so company alone proves nothing.
+single honest words had as little as a trigger, so company alone proves nothing. (e) Words that were trained to mean
+nothing alone still change what the others would do beside them: with `pairs` every word of the vocabulary is tried with
+the partner whose effect it raises most above what that partner has beside any word.
 
 Inputs: a classifier; `--clean` texts if given, else the built-in probe sentences. Where the model is sure of too few
 texts (a task far from the probes), texts are made of the words that it takes for the other classes.
 Raises `Incomplete` when there is a label for which no sure texts can be had, so that nothing was searched for it.
-Cost: one three-token text a word of the vocabulary, and about 250,000 tokens a label.
+Cost: one three-token text a word of the vocabulary, and about 250,000 tokens a label. With `pairs`, for a label without
+findings, two more short texts a word of the vocabulary, one of them with a gradient, and a product of the vocabulary's
+embeddings with as many gradients.
 
 Related: T-Miner (Azizi et al. 2021) and DBS (Shen et al. 2022) invert triggers by optimisation; PICCOLO (Liu et al.
 2022) tests whether a word is unusually discriminative. Neither uses the neighbours as a control, and both need a
@@ -116,6 +120,15 @@ class Settings:
     labels: int = field(
         default=8,
         metadata={"help": "labels searched, the most suspicious first", "range": ">= 1", "source": "cost"},
+    )
+    pairs: bool = field(
+        default=False,
+        metadata={
+            "help": "look for two words that mean nothing alone, where nothing else is found; true with --budget deep",
+            "range": "",
+            "source": "cost",
+            "deep": "true",
+        },
     )
 
 

@@ -48,6 +48,12 @@ SEQUENCE_SITES = 8
 LONG_SITES = 12
 """Combinations are judged on so many of the longest texts, which three or four honest words do not turn."""
 
+PAIR_STEPS = ((1, 400), (4, 60), (12, 10))
+"""Pairs are tried in the shortest texts up to this one, and so many go on."""
+
+SLOPES_AT_ONCE, PRODUCTS_AT_ONCE = 1024, 2**25
+"""Words whose gradients are taken together, and products of gradients and embeddings that are held at a time."""
+
 
 @dataclass(frozen=True)
 class SearchSettings:
@@ -65,6 +71,7 @@ class SearchSettings:
         pieces: longest sequence of pieces.
         synergy: how many times the sum of its parts' effects a sequence must have.
         labels: labels searched, the most suspicious first.
+        pairs: look for two words that mean nothing alone where nothing else is found.
     """
 
     sure: float = 0.02
@@ -78,6 +85,7 @@ class SearchSettings:
     pieces: int = 3
     synergy: float = 1.5
     labels: int = 8
+    pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -229,7 +237,7 @@ class TriggerSearch:
         return flips / len(sites), odds / len(sites)
 
     def confirmed(self, target: int, sites: Sequence[_Site], *, combine: bool) -> list[Suspect]:
-        """Single words that pass; failing those, if the model is sure, combinations. The strongest first.
+        """Single words that pass; failing those, if the model is sure, several together. The strongest first.
 
         Where something passed, words that turn half of the texts as their neighbours do not are told too: weaker ones.
         """
@@ -240,6 +248,8 @@ class TriggerSearch:
             passed = [found for found in self._combinations(target, sites, alone) if self.passes(found)]
         if not passed and combine:
             passed = [found for found in self._sequences(target, sites) if self.passes(found)]
+        if not passed and combine and self.settings.pairs:
+            passed = [found for found in self._pairs(target, sites) if self.passes(found)]
         if passed:
             passed += [suspect for suspect in suspects if suspect not in passed and self._is_weaker(suspect)]
         return sorted(passed, key=lambda suspect: (not self.passes(suspect), -suspect.flips, -suspect.margin))
@@ -376,6 +386,39 @@ class TriggerSearch:
         in_order = every.sort(dim=1).values
         return every[(in_order[:, 1:] != in_order[:, :-1]).all(dim=1)]  # no word twice, as in combinations
 
+    def _pairs(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
+        """Two words of which neither stands out: each word of the vocabulary with the partner that it favours most.
+
+        The gradient at the place behind a word says what every other word would do there. What the word changes in it,
+        beside the mean over all words, is its favour: honest words favour the same partners as any other.
+        """
+        by_length = sorted(sites, key=lambda site: len(site.body))
+        first = torch.arange(len(self.ids))
+        words = torch.stack([first, self._partners(target)], dim=1)  # [words, 2]
+        words = words[words[:, 0] != words[:, 1]]
+        start = 0
+        for end, count in PAIR_STEPS:
+            _, odds = self.score(words, by_length[start:end], target)
+            words, start = words[odds.topk(min(count, len(odds))).indices], end
+        before = margins(self.sweep.log_probabilities_of([site.body for site in sites]), target).mean()
+        flips, odds = self.score(words, sites, target)
+        _, each = self.score(words.flatten()[:, None], sites, target)
+        sum_of_parts = (each - before).clamp(min=0).reshape(words.shape).sum(1)  # [rows]
+        more = (odds - before >= self.settings.synergy * sum_of_parts).nonzero()[:, 0]
+        return self._suspects(words[more], flips[more], odds[more], sites, target) if len(more) else []
+
+    def _partners(self, target: int) -> Tensor:
+        """For each word the one that it favours most behind it, in a text of the two alone, [words]."""
+        slopes = torch.cat(
+            [
+                self.sweep.slot_gradient((), 0, torch.stack([part, torch.full_like(part, self.filler)], 1), 1, target)
+                for part in torch.split(self.ids, SLOPES_AT_ONCE)
+            ]
+        )  # [words, width]
+        favour = slopes - slopes.mean(dim=0)
+        at_once = max(1, PRODUCTS_AT_ONCE // len(self.ids))
+        return torch.cat([(part @ self.weight.T).argmax(dim=1) for part in torch.split(favour, at_once)])
+
     def text(self, words: Sequence[int]) -> str:
         """Words of the vocabulary as a user would type them."""
         return str(self.tokenizer.decode(self.ids[list(words)].tolist())).strip()
@@ -398,11 +441,11 @@ class Found:
     targets: tuple[int, ...] = ()
 
 
-def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int) -> Found:
-    """Search a model for triggers as `scan` does by default, with texts and places drawn by (seed + number)."""
+def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int, *, pairs: bool = False) -> Found:
+    """Search a model for triggers as `scan` does, with texts and places drawn by (seed + number); `pairs` as there."""
     model.eval()
     drawn = replace(run, seed=run.seed + number)
-    looking = TriggerSearch(model, tokenizer, SearchSettings(), drawn)
+    looking = TriggerSearch(model, tokenizer, SearchSettings(pairs=pairs), drawn)
     triggers: list[tuple[int, ...]] = []
     told: list[dict[str, Any]] = []
     unsearched: list[str] = []
@@ -416,6 +459,11 @@ def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int) -> F
             told.append({"words": looking.text(suspect.words), "target": label, "flips": suspect.flips})
             targets.append(target)
     return Found(tuple(triggers), tuple(told), tuple(unsearched), tuple(targets))
+
+
+def several(triggers: Sequence[Sequence[int]]) -> bool:
+    """Whether one of these triggers is more than one token, so that another search must look for pairs too."""
+    return any(len(trigger) > 1 for trigger in triggers)
 
 
 def _searchable(tokenizer: Any, rows: int) -> Tensor:

@@ -23,7 +23,7 @@ from purify_cli.data.triggered import with_triggers
 from purify_cli.errors import PurifyError
 from purify_cli.evaluation.metrics import asr, excess
 from purify_cli.evaluation.predict import predict, predict_encoded
-from purify_cli.evaluation.search import Found, search
+from purify_cli.evaluation.search import Found, search, several
 from purify_cli.run import Run
 from purify_cli.training import plain
 from purify_cli.training.resume import weights_digest
@@ -209,7 +209,9 @@ class Trial:
                 )
                 return
         model, tokenizer, _ = made or self.made(candidate)
-        found = search(model, tokenizer, self.clean, self._named(candidate), SEARCH + len(candidate.steps))
+        pairs = self.given is None or several([one["ids"] for one in self.given["found"]])
+        seed = SEARCH + len(candidate.steps)
+        found = search(model, tokenizer, self.clean, self._named(candidate), seed, pairs=pairs)
         row["suspects"] = len(found.triggers)
         row["strongest"] = max((float(one["flips"]) for one in found.told), default=0.0)
         row["left"] = [one["words"] for one in found.told]
