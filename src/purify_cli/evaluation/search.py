@@ -400,6 +400,8 @@ class TriggerSearch:
         for end, count in PAIR_STEPS:
             _, odds = self.score(words, by_length[start:end], target)
             words, start = words[odds.topk(min(count, len(odds))).indices], end
+        both_ways = {frozenset(pair): row for row, pair in reversed(list(enumerate(words.tolist())))}
+        words = words[sorted(both_ways.values())]  # of a pair and its reverse the stronger
         before = margins(self.sweep.log_probabilities_of([site.body for site in sites]), target).mean()
         flips, odds = self.score(words, sites, target)
         _, each = self.score(words.flatten()[:, None], sites, target)
