@@ -429,6 +429,7 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "poison": poison,
     "scan": scan,
     "held_out": scan,
+    "pairs": scan,
     "pure_dev": pure,
     "pure": pure,
     "speed": speed,
