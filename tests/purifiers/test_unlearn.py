@@ -210,7 +210,7 @@ def test_where_nothing_is_found_nothing_changes(subject: Subject, monkeypatch: p
 
 
 def test_a_label_that_could_not_be_searched_is_not_clear(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unlearn, "search", lambda *rest: Found((), (), ("positive",)))
+    monkeypatch.setattr(unlearn, "search", lambda *rest, pairs: Found((), (), ("positive",)))
     report = purify(subject, Evidence(), TEXTS, TEXTS, Settings(), RUN).report
     assert (report["clear"], report["unsearched"]) == (False, ["positive"])
 

@@ -71,7 +71,7 @@ class SearchSettings:
         pieces: longest sequence of pieces.
         synergy: how many times the sum of its parts' effects a sequence must have.
         labels: labels searched, the most suspicious first.
-        pairs: look for two words that mean nothing alone where nothing else is found.
+        pairs: look for two words that mean nothing alone where no single word is found.
     """
 
     sure: float = 0.02
@@ -243,13 +243,13 @@ class TriggerSearch:
         """
         suspects = self._single_words(target, sites)
         passed = [suspect for suspect in suspects if self.passes(suspect)]
+        if not passed and combine and self.settings.pairs:
+            passed = [found for found in self._pairs(target, sites) if self.passes(found)]
         if not passed and combine:
             alone = [suspect.words[0] for suspect in suspects if suspect.company <= self.settings.company]
             passed = [found for found in self._combinations(target, sites, alone) if self.passes(found)]
         if not passed and combine:
             passed = [found for found in self._sequences(target, sites) if self.passes(found)]
-        if not passed and combine and self.settings.pairs:
-            passed = [found for found in self._pairs(target, sites) if self.passes(found)]
         if passed:
             passed += [suspect for suspect in suspects if suspect not in passed and self._is_weaker(suspect)]
         return sorted(passed, key=lambda suspect: (not self.passes(suspect), -suspect.flips, -suspect.margin))
