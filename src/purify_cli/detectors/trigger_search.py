@@ -124,7 +124,7 @@ class Settings:
     pairs: bool = field(
         default=False,
         metadata={
-            "help": "look for two words that mean nothing alone, where no single word is found; true with --budget deep",
+            "help": "look for two words that mean nothing alone, if no single word is found; true with --budget deep",
             "range": "",
             "source": "cost",
             "deep": "true",
