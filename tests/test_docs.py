@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import itertools
 import re
 import shlex
@@ -17,13 +16,11 @@ from purify_cli.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PACKAGE = ROOT / "src" / "purify_cli"
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
 
 GROUP = typer.main.get_command(app)
 COMMANDS = sorted(GROUP.commands)
 METHODS = [(kind, name) for kind in catalogue.KINDS for name in catalogue.names(kind)]
-FOLDERS = {"attack": "attacks", "detector": "detectors", "purifier": "purifiers", "analysis": "analyses"}
 NAMED_BY = {
     "--attack": "attack",
     "--method": "purifier",
@@ -42,14 +39,9 @@ def rules() -> dict[str, str]:
     }
 
 
-def settings_of(kind: str, name: str) -> set[str]:
-    """The keys that `--set` takes, read off the source."""
-    source = PACKAGE / FOLDERS[kind] / name
-    path = source / "__init__.py" if source.is_dir() else source.with_suffix(".py")
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and node.name == "Settings":
-            return {item.target.id for item in node.body if isinstance(item, ast.AnnAssign)}
-    return set()
+def settings_of(kind: catalogue.Kind, name: str) -> set[str]:
+    """The keys that `--set` takes."""
+    return {one.name for one in catalogue.describe(catalogue.load(kind, name).Settings)}
 
 
 def code_lines(page: Path) -> Iterator[str]:
