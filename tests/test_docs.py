@@ -21,7 +21,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md"
 GROUP = typer.main.get_command(app)
 COMMANDS = sorted(GROUP.commands)
 METHODS = [(kind, name) for kind in catalogue.KINDS for name in catalogue.names(kind)]
-NAMED_BY = {
+NAMED_BY: dict[str, catalogue.Kind] = {
     "--attack": "attack",
     "--method": "purifier",
     "--only": "detector",
