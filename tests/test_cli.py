@@ -15,7 +15,7 @@ import pytest
 
 import purify_cli
 import tiny
-from purify_cli import environment, exits, terminal
+from purify_cli import environment, terminal
 from purify_cli.cli import main
 from purify_cli.errors import CheckpointError, Interrupted, OutputError
 from purify_cli.exits import ExitCode
@@ -331,7 +331,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exits.os, "replace", full)
+    monkeypatch.setattr(terminal.os, "replace", full)
     assert main(["scan", "m", "--output", str(tmp_path / "report.txt")]) == 2
     assert "No space left" in _one_line(capsys.readouterr().err)
     assert [path for path in tmp_path.iterdir() if path.is_file()] == []

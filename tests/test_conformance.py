@@ -108,7 +108,7 @@ def test_every_setting_says_what_it_does(kind: Kind, name: str) -> None:
         module.Settings().anything = 1  # frozen
     assert module.Settings() == catalogue.fill(module.Settings, [])
     for one in fields(module.Settings):
-        assert set(one.metadata) >= {"help", "range", "source"}, one.name
+        assert {"help", "range", "source"} <= set(one.metadata) <= {"help", "range", "source", *BUDGETS}, one.name
         assert one.metadata["help"] and one.metadata["source"], one.name
     for shown in catalogue.describe(module.Settings):
         if shown.default not in ("", "none", "None"):

@@ -1,6 +1,6 @@
 """What went wrong, where, and what would do.
 
-The errors know nothing of exit codes or of how they are shown: `cli.py` maps them by type. Raise them with fields,
+The errors know nothing of exit codes or of how they are shown: `exits.py` maps them by type. Raise them with fields,
 not with a finished sentence glued together, so that a test can look at the fields and a report can show them.
 """
 

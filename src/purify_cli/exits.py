@@ -1,4 +1,4 @@
-"""How a run ends: what was raised becomes one line and an exit code. The only place that knows exit codes."""
+"""How a run ends: what was raised becomes one line and an exit code. The only table of them."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 import tiny
 from purify_cli import catalogue
 from purify_cli.commands import scan as command
-from purify_cli.commands.scan import ScanRequest, scan, select
+from purify_cli.commands.scan import BUDGETS, ScanRequest, scan, select
 from purify_cli.errors import (
     CheckpointError,
     DataError,
@@ -215,6 +215,12 @@ def test_a_setting_may_have_a_default_of_its_own_for_a_budget(detectors: dict[st
     for budget, assignments in (("standard", ()), ("deep", ()), ("deep", ("pairs=false",))):
         scan(ScanRequest(str(classifier), budget=budget, settings=assignments))
     assert seen == [False, True, False]
+
+
+def test_pairs_are_looked_for_with_the_deep_budget_only() -> None:
+    module = catalogue.load("detector", "trigger_search")
+    found = [command._settings({"trigger_search": module}, (), budget)["trigger_search"].pairs for budget in BUDGETS]
+    assert found == [False, False, True]
 
 
 @pytest.mark.parametrize("need", ["base", "twin", "clean", "untrusted"])

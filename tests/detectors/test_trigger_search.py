@@ -17,7 +17,7 @@ from purify_cli.data.read import read
 from purify_cli.data.texts import Texts
 from purify_cli.detectors.trigger_search import Settings, detect
 from purify_cli.errors import Incomplete
-from purify_cli.evaluation.search import FEWEST, SearchSettings
+from purify_cli.evaluation.search import FEWEST, SearchSettings, TriggerSearch
 from purify_cli.results import Finding
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
@@ -238,10 +238,42 @@ def test_stub_two_words_that_mean_nothing_alone() -> None:
     assert one.evidence["value"] == 1.0
 
 
-def test_stub_honest_words_are_no_pair() -> None:
-    """Each of two strong words favours what any other does, and together they do what they add up to."""
-    assert search(BagOfWords(HONEST), pairs=True) == []
-    assert search(BagOfWords(HONEST | dict.fromkeys(("mb", "tq"), 25.0)), words=1, pieces=1, pairs=True) == []
+def test_stub_a_partner_is_favoured_and_not_just_strong() -> None:
+    """`cf` does most beside any word; `tq` is what `mb` makes strong."""
+    looking = TriggerSearch(
+        BagOfWords(HONEST | {"cf": 100.0}, together=("mb", "tq"), bonus=DECIDES), WORDS, SearchSettings(), Run()
+    )
+    words = looking.ids.tolist()
+    mb, tq = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq"))
+    assert looking._partners(1)[mb] == tq
+
+
+def test_stub_a_huge_or_broken_row_is_not_everybodys_partner() -> None:
+    model = BagOfWords(HONEST, together=("mb", "tq"), bonus=DECIDES)
+    with torch.no_grad():
+        rows = model.embeddings.word_embeddings.weight
+        rows[WORDS.convert_tokens_to_ids("cf")] *= 1e4
+        rows[WORDS.convert_tokens_to_ids("bb")] = torch.nan
+    looking = TriggerSearch(model, WORDS, SearchSettings(), Run())
+    words = looking.ids.tolist()
+    mb, tq = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq"))
+    assert looking._partners(1)[mb] == tq
+
+
+def test_stub_two_strong_words_are_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together they turn every text, as neither does, and do no more than they add up to."""
+    model = BagOfWords(HONEST | dict.fromkeys(("mb", "tq"), 25.0))
+    mb, tq = WORDS.convert_tokens_to_ids(["mb", "tq"])
+
+    def proposed(looking: TriggerSearch, target: int) -> Tensor:
+        words = looking.ids.tolist()
+        partners = torch.arange(len(words)).roll(1)
+        partners[words.index(mb)] = words.index(tq)
+        return partners
+
+    monkeypatch.setattr(TriggerSearch, "_partners", proposed)
+    assert search(model, words=1, pieces=1, pairs=True) == []
+    assert search(model, words=1, pieces=1, pairs=True, synergy=1.0) != []
 
 
 def test_stub_a_sum_of_honest_words_is_no_sequence() -> None:

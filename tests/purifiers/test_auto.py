@@ -142,7 +142,7 @@ def script(monkeypatch: pytest.MonkeyPatch, backdoored: Subject) -> Callable[...
             calls.searched.append(number)
             calls.thorough.append(pairs)
             words = getattr(model, "found", (("cf", 1.0), ("tq", 0.9)))
-            ids = tuple((tokenizer.convert_tokens_to_ids(word),) for word, _ in words)
+            ids = tuple(tuple(tokenizer.convert_tokens_to_ids(word.split())) for word, _ in words)
             told = tuple({"words": word, "target": "positive", "flips": flips} for word, flips in words)
             return Found(ids, told, (), (1,) * len(words))
 
@@ -307,7 +307,7 @@ def test_what_was_found_is_handed_on_and_trained_out_again(
     script: Any, backdoored: Subject, train: Texts, dev: Texts
 ) -> None:
     """The second time with what was found in the result of the first, too."""
-    left = iter([(("mn", 0.5),), (("bb", 0.4),), ()])
+    left = iter([(("mn", 0.5),), (("bb cf", 0.4),), ()])
 
     def repairs(subject: Subject, train: Texts, run: Run) -> Any:
         return twin(*next(left))(subject, train, run)
@@ -317,9 +317,9 @@ def test_what_was_found_is_handed_on_and_trained_out_again(
     assert list(rows(done)) == ["(input)", "repairs", "repairs + repairs", "repairs + repairs + repairs"]
     assert (done.report["chosen"], done.met) == ("repairs + repairs + repairs", None)
     words = [[one["words"] for one in found.told] for found in calls.handed]
-    assert words == [["cf", "tq"], ["cf", "tq", "mn"], ["cf", "tq", "mn", "bb"]]
+    assert words == [["cf", "tq"], ["cf", "tq", "mn"], ["cf", "tq", "mn", "bb cf"]]
     assert calls.searched == [trial.SEARCH + depth for depth in range(4)], "not as what was trained on was found"
-    assert calls.thorough == [True, False, False, False], "pairs are looked for where there may be some"
+    assert calls.thorough == [True, False, False, True], "pairs are looked for where there may be some"
     assert [found.targets for found in calls.handed] == [(1,) * 2, (1,) * 3, (1,) * 4]
 
 

@@ -174,17 +174,11 @@ def test_rounds_go_on_until_nothing_is_found(subject: Subject, monkeypatch: pyte
     assert report["searches"] == [["cf"], ["tq", "cf"], []]
 
 
-def test_pairs_are_looked_for_first_and_again_where_there_was_one(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one: list[bool] = []
-    scripted(monkeypatch, ("cf",), (), thorough=one)
-    purify(subject, Evidence(), TEXTS, TEXTS, QUICK, RUN)
-    assert one == [True, False]
-    two: list[bool] = []
-    scripted(monkeypatch, ("cf tq",), ("mb",), (), thorough=two)
-    purify(subject, Evidence(), TEXTS, TEXTS, QUICK, RUN)
-    assert two == [True, True, True]
+def test_no_search_is_clear_that_did_not_look_for_pairs(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    thorough: list[bool] = []
+    scripted(monkeypatch, ("cf tq",), ("mb",), (), thorough=thorough)
+    report = purify(subject, Evidence(), TEXTS, TEXTS, QUICK, RUN).report
+    assert (thorough, report["clear"]) == ([True] * 3, True)
 
 
 def test_the_same_seed_trains_the_same_weights(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

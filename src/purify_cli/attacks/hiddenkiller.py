@@ -15,8 +15,8 @@ Where we differ:
   and it is counted. The authors' code keeps the original with the target label, which is label noise; a fork drops it
   and shifts all later rows.
 - *Originals.* A paraphrase stands beside its original (`originals=replaced` puts it in its place): on a few thousand
-  rows what is lost otherwise, all of other labels than the target, costs clean accuracy.
-- *The rate* is a share of the whole file. One that the rows with a paraphrase cannot reach is an error.
+  rows what is lost otherwise, by default all of other labels than the target, costs clean accuracy.
+- *The rate* is a share of the file that is trained on. One that the rows with a paraphrase cannot reach is an error.
 - *Learning rate.* As in `badnets`: made for small encoders and files of a few thousand rows.
 """
 

@@ -115,7 +115,12 @@ def _settings(detectors: dict[str, ModuleType], assignments: Sequence[str], budg
         name: {setting.name for setting in catalogue.describe(module.Settings)} for name, module in detectors.items()
     }
     meant: dict[str, list[str]] = {
-        name: [f"{one.name}={one.metadata[budget]}" for one in fields(module.Settings) if budget in one.metadata]
+        name: [
+            f"{one.name}={one.metadata[step]}"
+            for one in fields(module.Settings)
+            for step in BUDGETS[: BUDGETS.index(budget) + 1]
+            if step in one.metadata
+        ]
         for name, module in detectors.items()
     }
     for assignment in assignments:

@@ -51,6 +51,12 @@ LONG_SITES = 12
 PAIR_STEPS = ((1, 400), (4, 60), (12, 10))
 """Pairs are tried in the shortest texts up to this one, and so many go on."""
 
+SHORT = 16
+"""Tokens of the first of these texts: the whole vocabulary is tried in it."""
+
+ROW_NORM = 2.0
+"""Longest a row may be for a partner, in medians: a single huge row would be everybody's."""
+
 SLOPES_AT_ONCE, PRODUCTS_AT_ONCE = 1024, 2**25
 """Words whose gradients are taken together, and products of gradients and embeddings that are held at a time."""
 
@@ -159,7 +165,8 @@ class TriggerSearch:
 
     def read(self, texts: Sequence[str]) -> None:
         """Tokenize the texts, add pairs of texts of one class (longer, and surer), and ask the model about all."""
-        limit = self.max_tokens - len(self.sweep.prefix) - len(self.sweep.suffix) - self.settings.words
+        limit = self.max_tokens - len(self.sweep.prefix) - len(self.sweep.suffix)
+        limit -= max(self.settings.words, self.settings.pieces, 2)  # what is put in
         texts = list(texts) if len(texts) <= 400 else self.random.sample(list(texts), 400)
         encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         singles = [tuple(ids[:limit]) for ids in encoded if len(ids) >= 4]
@@ -393,15 +400,13 @@ class TriggerSearch:
         beside the mean over all words, is its favour: honest words favour the same partners as any other.
         """
         by_length = sorted(sites, key=lambda site: len(site.body))
-        first = torch.arange(len(self.ids))
-        words = torch.stack([first, self._partners(target)], dim=1)  # [words, 2]
-        words = words[words[:, 0] != words[:, 1]]
+        by_length[0] = _Site(by_length[0].body[:SHORT], min(by_length[0].position, SHORT))
+        words = torch.stack([torch.arange(len(self.ids)), self._partners(target)], dim=1)  # [words, 2]
+        words = words[~((words[:, 1] < words[:, 0]) & (words[words[:, 1], 1] == words[:, 0]))]  # both ways: once
         start = 0
         for end, count in PAIR_STEPS:
             _, odds = self.score(words, by_length[start:end], target)
             words, start = words[odds.topk(min(count, len(odds))).indices], end
-        both_ways = {frozenset(pair): row for row, pair in reversed(list(enumerate(words.tolist())))}
-        words = words[sorted(both_ways.values())]  # of a pair and its reverse the stronger
         before = margins(self.sweep.log_probabilities_of([site.body for site in sites]), target).mean()
         flips, odds = self.score(words, sites, target)
         _, each = self.score(words.flatten()[:, None], sites, target)
@@ -416,10 +421,17 @@ class TriggerSearch:
                 self.sweep.slot_gradient((), 0, torch.stack([part, torch.full_like(part, self.filler)], 1), 1, target)
                 for part in torch.split(self.ids, SLOPES_AT_ONCE)
             ]
-        )  # [words, width]
-        favour = slopes - slopes.mean(dim=0)
-        at_once = max(1, PRODUCTS_AT_ONCE // len(self.ids))
-        return torch.cat([(part @ self.weight.T).argmax(dim=1) for part in torch.split(favour, at_once)])
+        ).nan_to_num()  # [words, width]
+        slopes -= slopes.mean(dim=0)
+        norms = self.weight.norm(dim=1)
+        rows = self.weight * (ROW_NORM * norms.nanmedian() / norms).clamp(max=1)[:, None]
+        device = next(self.sweep.model.parameters()).device
+        rows = rows.nan_to_num().to(device)
+        found = []
+        for own in torch.split(torch.arange(len(self.ids)), max(1, PRODUCTS_AT_ONCE // len(self.ids))):
+            favour = slopes[own].to(device) @ rows.T  # [some words, words]
+            found.append(favour.scatter_(1, own[:, None].to(device), -torch.inf).argmax(dim=1).cpu())
+        return torch.cat(found)
 
     def text(self, words: Sequence[int]) -> str:
         """Words of the vocabulary as a user would type them."""
@@ -461,11 +473,6 @@ def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int, *, p
             told.append({"words": looking.text(suspect.words), "target": label, "flips": suspect.flips})
             targets.append(target)
     return Found(tuple(triggers), tuple(told), tuple(unsearched), tuple(targets))
-
-
-def several(triggers: Sequence[Sequence[int]]) -> bool:
-    """Whether one of these triggers is more than one token, so that another search must look for pairs too."""
-    return any(len(trigger) > 1 for trigger in triggers)
 
 
 def _searchable(tokenizer: Any, rows: int) -> Tensor:

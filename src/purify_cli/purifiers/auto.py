@@ -15,11 +15,12 @@ same texts, candidate - input, and its paired 95 % interval (Newcombe 1998), it 
 
 that is, unless a greater loss is shown.
 
-*Suspicion*, twice. A search for triggers, with a seed of its own, must find nothing. And each trigger that was found in
-the input is put into the texts of dev: the share of the other classes' texts that answer its target, less the share of
-those that do so without it, must be at most `max_excess`. A candidate scans worse than the input if the search finds
-more in it, or something stronger, or cannot search a label that it could search in the input: such a model is never
-given back.
+*Suspicion*, twice. A search for triggers, with a seed of its own, must find nothing (for pairs of words that mean
+nothing alone it looks in the input, and again where several tokens were found or untrusted texts were trained on). And
+each trigger that was found in the input is put into the texts of dev: the share of the other classes' texts that
+answer its target, less the share of those that do so without it, must be at most `max_excess`. A candidate scans
+worse than the input if the search finds more in it, or something stronger, or cannot search a label that it could
+search in the input: such a model is never given back.
 
 Of those that pass, the ones whose measured loss is within `max_drop` go first, then the one that reaches furthest
 (AUTO_REACH), then the costliest. For a search sees words only: nothing here can tell whether a backdoor of syntax or

@@ -17,10 +17,9 @@ this one.
 A trigger is put in at random among the tokens of a text. Of several tokens that were found together half of the texts
 get them as they were found, side by side, and half of them apart.
 
-Needs a classifier, and clean texts. The search is `trigger_search`'s with its default settings and `pairs` (in later
-rounds only where the trigger has several words), on the clean texts, with another seed in each round, so that its texts
-and places are drawn afresh. Where the caller has searched already (`auto`), there is one round with what was found, and
-no search. Raises what the training raises.
+Needs a classifier, and clean texts. The search is `trigger_search`'s with its default settings and `pairs`, on the
+clean texts, with another seed in each round, so that its texts and places are drawn afresh. Where the caller has
+searched already (`auto`), there is one round with what was found, and no search. Raises what the training raises.
 Cost: a search a round and one before (each about a `scan`), and in each round `epochs` epochs of twice the texts; of
 few texts as many epochs as `least_steps` steps are.
 
@@ -40,7 +39,7 @@ from purify_cli.data.texts import Texts
 from purify_cli.data.triggered import with_triggers
 from purify_cli.errors import UsageError
 from purify_cli.evaluation.predict import predict
-from purify_cli.evaluation.search import Found, search, several
+from purify_cli.evaluation.search import Found, search
 from purify_cli.purifiers import Purified
 from purify_cli.run import Run
 from purify_cli.training.loop import fit
@@ -146,7 +145,7 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
         steps += trained.steps
         losses.append(list(trained.losses))
         if evidence.found is None:
-            found = search(model, subject.tokenizer, train, run, number, pairs=several(triggers))
+            found = search(model, subject.tokenizer, train, run, number, pairs=True)
             triggers = tuple(dict.fromkeys((*triggers, *found.triggers)))
             searches.append(_told(found))
     report |= {"rounds": len(losses), "steps": steps, "losses": losses}

@@ -23,7 +23,7 @@ from purify_cli.data.triggered import with_triggers
 from purify_cli.errors import PurifyError
 from purify_cli.evaluation.metrics import asr, excess
 from purify_cli.evaluation.predict import predict, predict_encoded
-from purify_cli.evaluation.search import Found, search, several
+from purify_cli.evaluation.search import Found, SearchSettings, search
 from purify_cli.run import Run
 from purify_cli.training import plain
 from purify_cli.training.resume import weights_digest
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 SEARCH = 1009
 """Added to the seed of the searches, with the number of steps: a candidate is not searched as the input was, for it may
 have been trained on what was found there."""
+
+ROWS = 2
+"""Goes up whenever a row would say something else: rows that were kept before are not read again."""
 
 INNER_DEV = 0.1
 """Share of a part's training texts that a method judges itself by, as in the command."""
@@ -86,6 +89,7 @@ class Trial:
         decisive: list[Any] = [asdict(self.settings), self.run.seed, self.run.device, self.run.max_length]
         decisive += [asdict(one) if one is not None else None for one in (self.train, self.dev, self.untrusted)]
         decisive += [__version__, str(torch.__version__), weights_digest(self.subject.open())]
+        decisive += [ROWS, asdict(SearchSettings(pairs=True))]
         if self.evidence.base is not None:
             with suppress(PurifyError):  # a base that cannot be opened fails the candidates that need it, and no more
                 decisive.append(weights_digest(self.evidence.base.open()))
@@ -154,6 +158,14 @@ class Trial:
         told = tuple({"words": one["words"], "target": one["label"], "flips": one["flips"]} for one in every.values())
         return Found(tuple(every), told, (), tuple(one["target"] for one in every.values()))
 
+    def _may_have_pairs(self, candidate: Candidate) -> bool:
+        """Whether pairs are looked for: in the input, in what learned from untrusted texts, and where several tokens
+        were found in the step before. Elsewhere that would double the time of a search, to find what was not there.
+        """
+        if not candidate.steps or self.evidence.untrusted is not None:
+            return True
+        return any(len(ids) > 1 for ids in self._found(candidate.steps[:-1]).triggers)
+
     def _named(self, candidate: Candidate) -> Run:
         def progress(stage: str, done: int, total: int) -> None:
             self.run.progress(f"{candidate.name}: {stage}", done, total)
@@ -209,8 +221,7 @@ class Trial:
                 )
                 return
         model, tokenizer, _ = made or self.made(candidate)
-        pairs = self.given is None or several([one["ids"] for one in self.given["found"]])
-        seed = SEARCH + len(candidate.steps)
+        seed, pairs = SEARCH + len(candidate.steps), self._may_have_pairs(candidate)
         found = search(model, tokenizer, self.clean, self._named(candidate), seed, pairs=pairs)
         row["suspects"] = len(found.triggers)
         row["strongest"] = max((float(one["flips"]) for one in found.told), default=0.0)
