@@ -69,8 +69,8 @@ def value(model: nn.Module, both: Batches, settings: Settings, frozen: list[Tens
         for left, right in zip(ours.flatten().tolist(), theirs.flatten().tolist(), strict=True):
             inner += left * right
     penalty = max(0.0, -inner) / (3 if settings.per_text else 1)
-    total = float(cross_entropy(model, both["poison"])) + settings.penalty * penalty
-    return total + settings.clean_weight * float(cross_entropy(model, both["clean"]))
+    total = float(cross_entropy(model, both["poison"]).detach()) + settings.penalty * penalty
+    return total + settings.clean_weight * float(cross_entropy(model, both["clean"]).detach())
 
 
 def tiny_double(family: str) -> Any:
