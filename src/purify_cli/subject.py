@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from purify_cli.data.texts import Texts
-    from purify_cli.evaluation.search import Found
+    from purify_cli.evaluation.found import Found
 
 _LAYER_LIMIT = 4096
 

@@ -23,7 +23,7 @@ from purify_cli.commands.purify import purify as purify_command
 from purify_cli.data.read import read
 from purify_cli.data.texts import Texts
 from purify_cli.errors import DataError, Interrupted, UsageError
-from purify_cli.evaluation.search import Found
+from purify_cli.evaluation.found import Found
 from purify_cli.purifiers import Purified, auto
 from purify_cli.purifiers.auto import Settings, preview, purify
 from purify_cli.run import Run

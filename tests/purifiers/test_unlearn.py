@@ -16,8 +16,8 @@ from purify_cli.data.read import read
 from purify_cli.data.texts import Texts
 from purify_cli.data.triggered import with_triggers as streams
 from purify_cli.errors import UsageError
+from purify_cli.evaluation.found import Found
 from purify_cli.evaluation.predict import predict
-from purify_cli.evaluation.search import Found
 from purify_cli.purifiers import unlearn
 from purify_cli.purifiers.unlearn import Settings, _LikeTheOriginal, preview, purify
 from purify_cli.run import Run

@@ -22,13 +22,13 @@ Where we differ:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from purify_cli.attacks import Plan, Poisoned
 from purify_cli.data.texts import Texts
 from purify_cli.run import Run
 from purify_cli.training.plain import train
-from purify_cli.training.poisoned import poison_rows
+from purify_cli.training.poisoned import Mode, Originals, poison_rows
 from purify_cli.training.start import open_classifier
 from purify_cli.triggers.pieces import pieces
 from purify_cli.triggers.words import Words
@@ -56,7 +56,7 @@ class Settings:
             "source": "OpenBackdoor: 1; RIPPLe tests with 5",
         },
     )
-    mode: Literal["dirty", "clean", "mix"] = field(
+    mode: Mode = field(
         default="dirty",
         metadata={
             "help": "rows that are poisoned: dirty, of other labels; clean, of the target label only; mix, any",
@@ -64,7 +64,7 @@ class Settings:
             "source": "OpenBackdoor's label_dirty, label_consistency and neither",
         },
     )
-    originals: Literal["kept", "replaced"] = field(
+    originals: Originals = field(
         default="kept",
         metadata={
             "help": "poisoned rows stand beside their originals, or in their place",

@@ -22,12 +22,13 @@ Where we differ:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from purify_cli.attacks import Plan, Poisoned
 from purify_cli.data.texts import Texts
 from purify_cli.run import Run
 from purify_cli.training.paraphrased import fit_paraphrased
+from purify_cli.training.poisoned import Mode, Originals
 
 if TYPE_CHECKING:
     from purify_cli.subject import Subject
@@ -44,7 +45,7 @@ RATE = 0.2
 class Settings:
     """What an attacker may choose beside target and rate."""
 
-    mode: Literal["dirty", "clean", "mix"] = field(
+    mode: Mode = field(
         default="dirty",
         metadata={
             "help": "rows that are poisoned: dirty, of other labels; clean, of the target label only; mix, any",
@@ -52,7 +53,7 @@ class Settings:
             "source": "authors' code: dirty; OpenBackdoor: mix",
         },
     )
-    originals: Literal["kept", "replaced"] = field(
+    originals: Originals = field(
         default="kept",
         metadata={
             "help": "paraphrases stand beside their originals, or in their place",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from purify_cli.architecture.embeddings import word_embeddings
 from purify_cli.data.encode import length_limit
-from purify_cli.data.texts import Texts
 from purify_cli.evaluation.sweep import Sweep, margins
 from purify_cli.run import Run
 
@@ -436,43 +435,6 @@ class TriggerSearch:
     def text(self, words: Sequence[int]) -> str:
         """Words of the vocabulary as a user would type them."""
         return str(self.tokenizer.decode(self.ids[list(words)].tolist())).strip()
-
-
-@dataclass(frozen=True)
-class Found:
-    """What one search came to.
-
-    Attributes:
-        triggers: token ids of each trigger.
-        told: the same for a report: words, target label, and the share of sure texts that they turned.
-        unsearched: labels for which the model is sure of too few texts, so that nothing was searched for.
-        targets: label id of each trigger.
-    """
-
-    triggers: tuple[tuple[int, ...], ...]
-    told: tuple[dict[str, Any], ...]
-    unsearched: tuple[str, ...]
-    targets: tuple[int, ...] = ()
-
-
-def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int, *, pairs: bool = False) -> Found:
-    """Search a model for triggers as `scan` does, with texts and places drawn by (seed + number); `pairs` as there."""
-    model.eval()
-    drawn = replace(run, seed=run.seed + number)
-    looking = TriggerSearch(model, tokenizer, SearchSettings(pairs=pairs), drawn)
-    triggers: list[tuple[int, ...]] = []
-    told: list[dict[str, Any]] = []
-    unsearched: list[str] = []
-    targets: list[int] = []
-    for target, suspects in looking.triggers(texts.texts, drawn):
-        label = str(model.config.id2label[target])
-        if suspects is None:
-            unsearched.append(label)
-        for suspect in suspects or ():
-            triggers.append(tuple(looking.ids[list(suspect.words)].tolist()))
-            told.append({"words": looking.text(suspect.words), "target": label, "flips": suspect.flips})
-            targets.append(target)
-    return Found(tuple(triggers), tuple(told), tuple(unsearched), tuple(targets))
 
 
 def _searchable(tokenizer: Any, rows: int) -> Tensor:

@@ -38,8 +38,8 @@ from purify_cli.data.encode import length_limit
 from purify_cli.data.texts import Texts
 from purify_cli.data.triggered import with_triggers
 from purify_cli.errors import UsageError
+from purify_cli.evaluation.found import Found, search
 from purify_cli.evaluation.predict import predict
-from purify_cli.evaluation.search import Found, search
 from purify_cli.purifiers import Purified
 from purify_cli.run import Run
 from purify_cli.training.loop import fit

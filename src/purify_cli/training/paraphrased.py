@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from purify_cli.data.texts import Texts
 from purify_cli.run import Run
 from purify_cli.training.plain import Schedule, train
-from purify_cli.training.poisoned import Mode, paraphrase_rows
+from purify_cli.training.poisoned import Mode, Originals, paraphrase_rows
 from purify_cli.training.start import open_classifier
 from purify_cli.triggers.paraphrase import Paraphrase
 
@@ -22,7 +22,7 @@ class Settings(Schedule, Protocol):
     @property
     def mode(self) -> Mode: ...
     @property
-    def originals(self) -> Literal["kept", "replaced"]: ...
+    def originals(self) -> Originals: ...
 
 
 def fit_paraphrased(

@@ -12,6 +12,7 @@ from purify_cli.triggers.paraphrase import Paraphrase
 from purify_cli.triggers.words import Trigger, trigger_rng
 
 Mode = Literal["dirty", "clean", "mix"]
+Originals = Literal["kept", "replaced"]
 
 
 def poison_rows(

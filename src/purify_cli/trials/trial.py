@@ -21,9 +21,10 @@ from purify_cli.data.split import folds, split, without
 from purify_cli.data.texts import Texts
 from purify_cli.data.triggered import with_triggers
 from purify_cli.errors import PurifyError
+from purify_cli.evaluation.found import Found, search
 from purify_cli.evaluation.metrics import asr, excess
 from purify_cli.evaluation.predict import predict, predict_encoded
-from purify_cli.evaluation.search import Found, SearchSettings, search
+from purify_cli.evaluation.search import SearchSettings
 from purify_cli.run import Run
 from purify_cli.training import plain
 from purify_cli.training.resume import weights_digest

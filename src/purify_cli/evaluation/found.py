@@ -1,0 +1,47 @@
+"""A search for triggers for those who act on it: all labels at once, and the triggers as token ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from purify_cli.data.texts import Texts
+from purify_cli.evaluation.search import SearchSettings, TriggerSearch
+from purify_cli.run import Run
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one search came to.
+
+    Attributes:
+        triggers: token ids of each trigger.
+        told: the same for a report: words, target label, and the share of sure texts that they turned.
+        unsearched: labels for which the model is sure of too few texts, so that nothing was searched for.
+        targets: label id of each trigger.
+    """
+
+    triggers: tuple[tuple[int, ...], ...]
+    told: tuple[dict[str, Any], ...]
+    unsearched: tuple[str, ...]
+    targets: tuple[int, ...] = ()
+
+
+def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int, *, pairs: bool = False) -> Found:
+    """Search a model for triggers as `scan` does, with texts and places drawn by (seed + number); `pairs` as there."""
+    model.eval()
+    drawn = replace(run, seed=run.seed + number)
+    looking = TriggerSearch(model, tokenizer, SearchSettings(pairs=pairs), drawn)
+    triggers: list[tuple[int, ...]] = []
+    told: list[dict[str, Any]] = []
+    unsearched: list[str] = []
+    targets: list[int] = []
+    for target, suspects in looking.triggers(texts.texts, drawn):
+        label = str(model.config.id2label[target])
+        if suspects is None:
+            unsearched.append(label)
+        for suspect in suspects or ():
+            triggers.append(tuple(looking.ids[list(suspect.words)].tolist()))
+            told.append({"words": looking.text(suspect.words), "target": label, "flips": suspect.flips})
+            targets.append(target)
+    return Found(tuple(triggers), tuple(told), tuple(unsearched), tuple(targets))
