@@ -17,9 +17,10 @@ the partner whose effect it raises most above what that partner has beside any w
 Inputs: a classifier; `--clean` texts if given, else the built-in probe sentences. Where the model is sure of too few
 texts (a task far from the probes), texts are made of the words that it takes for the other classes.
 Raises `Incomplete` when there is a label for which no sure texts can be had, so that nothing was searched for it.
-Cost: one three-token text a word of the vocabulary, and about 250,000 tokens a label. With `pairs`, for a label without
-findings, two more short texts a word of the vocabulary, one of them with a gradient, and a product of the vocabulary's
-embeddings with as many gradients: quadratic in the vocabulary, some 20 seconds on a core for 30,000 words.
+Cost: one three-token text a word of the vocabulary, and about 250,000 tokens a label. With `pairs`, for a label in
+which no single word is found, two more short texts a word of the vocabulary, one of them with a gradient, and a product
+of the vocabulary's embeddings with as many gradients: quadratic in the vocabulary, some 20 seconds on a core for 30,000
+words. It sees only pairs to which that gradient points, one partner a word.
 
 Related: T-Miner (Azizi et al. 2021) and DBS (Shen et al. 2022) invert triggers by optimisation; PICCOLO (Liu et al.
 2022) tests whether a word is unusually discriminative. Neither uses the neighbours as a control, and both need a
