@@ -17,7 +17,7 @@ from purify_cli.data.read import read
 from purify_cli.data.texts import Texts
 from purify_cli.detectors.trigger_search import Settings, detect
 from purify_cli.errors import Incomplete
-from purify_cli.evaluation.search import FEWEST, SearchSettings, TriggerSearch
+from purify_cli.evaluation.search import FEWEST, SearchSettings, TriggerSearch, _Site
 from purify_cli.results import Finding
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
@@ -227,6 +227,7 @@ def test_stub_a_sequence_of_which_no_part_stands_out() -> None:
 
 
 NOTHING_ALONE = BagOfWords(HONEST, together=("mb", "tq"), bonus=DECIDES)
+ALONE = _Site((), 0)
 
 
 def test_stub_two_words_that_mean_nothing_alone() -> None:
@@ -238,6 +239,19 @@ def test_stub_two_words_that_mean_nothing_alone() -> None:
     assert one.evidence["value"] == 1.0
 
 
+@pytest.mark.parametrize("blind", [True, False])
+def test_stub_partners_are_proposed_in_two_places(monkeypatch: pytest.MonkeyPatch, blind: bool) -> None:
+    """Alone and in a text: a pair may leave no gradient in the one or in the other."""
+    partners = TriggerSearch._partners
+
+    def half(looking: TriggerSearch, target: int, site: _Site) -> Tensor:
+        found = partners(looking, target, site)
+        return found.roll(1) if (site.body == ()) == blind else found
+
+    monkeypatch.setattr(TriggerSearch, "_partners", half)
+    assert search(NOTHING_ALONE, pairs=True) != []
+
+
 def test_stub_a_partner_is_favoured_and_not_just_strong() -> None:
     """`cf` does most beside any word; `tq` is what `mb` makes strong."""
     looking = TriggerSearch(
@@ -245,7 +259,7 @@ def test_stub_a_partner_is_favoured_and_not_just_strong() -> None:
     )
     words = looking.ids.tolist()
     mb, tq = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq"))
-    assert looking._partners(1)[mb] == tq
+    assert looking._partners(1, ALONE)[mb] == tq
 
 
 def test_stub_a_huge_or_broken_row_is_not_everybodys_partner() -> None:
@@ -257,15 +271,15 @@ def test_stub_a_huge_or_broken_row_is_not_everybodys_partner() -> None:
     looking = TriggerSearch(model, WORDS, SearchSettings(), Run())
     words = looking.ids.tolist()
     mb, tq = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq"))
-    assert looking._partners(1)[mb] == tq
+    assert looking._partners(1, ALONE)[mb] == tq
 
 
 def test_stub_two_strong_words_are_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Together they turn every text, as neither does, and do no more than they add up to."""
-    model = BagOfWords(HONEST | dict.fromkeys(("mb", "tq"), 25.0))
+    """Together they turn every text, as neither does, and do hardly more than they add up to."""
+    model = BagOfWords(HONEST | dict.fromkeys(("mb", "tq"), 25.0), together=("mb", "tq"), bonus=5.0)
     mb, tq = WORDS.convert_tokens_to_ids(["mb", "tq"])
 
-    def proposed(looking: TriggerSearch, target: int) -> Tensor:
+    def proposed(looking: TriggerSearch, target: int, site: _Site) -> Tensor:
         words = looking.ids.tolist()
         partners = torch.arange(len(words)).roll(1)
         partners[words.index(mb)] = words.index(tq)

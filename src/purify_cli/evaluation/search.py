@@ -50,7 +50,7 @@ LONG_SITES = 12
 PAIR_STEPS = ((1, 400), (4, 60), (12, 10))
 """Pairs are tried in the shortest texts up to this one, and so many go on."""
 
-SHORT = 16
+SHORT = 8
 """Tokens of the first of these texts: the whole vocabulary is tried in it."""
 
 ROW_NORM = 2.0
@@ -393,19 +393,30 @@ class TriggerSearch:
         return every[(in_order[:, 1:] != in_order[:, :-1]).all(dim=1)]  # no word twice, as in combinations
 
     def _pairs(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
-        """Two words of which neither stands out: each word of the vocabulary with the partner that it favours most.
+        """Two words of which neither stands out: each word of the vocabulary with two partners that it favours.
 
         The gradient at the place behind a word says what every other word would do there. What the word changes in it,
-        beside the mean over all words, is its favour: honest words favour the same partners as any other.
+        beside the mean over all words, is its favour: honest words favour the same partners as any other. It is taken
+        where there is nothing else, and in a short sure text: a strong pair leaves no gradient in the one or the other.
         """
         by_length = sorted(sites, key=lambda site: len(site.body))
         by_length[0] = _Site(by_length[0].body[:SHORT], min(by_length[0].position, SHORT))
-        words = torch.stack([torch.arange(len(self.ids)), self._partners(target)], dim=1)  # [words, 2]
-        words = words[~((words[:, 1] < words[:, 0]) & (words[words[:, 1], 1] == words[:, 0]))]  # both ways: once
+        every = torch.arange(len(self.ids))
+        partners = [self._partners(target, place) for place in (_Site((), 0), by_length[0])]
+        words = torch.unique(torch.cat([torch.stack([every, one], dim=1) for one in partners]), dim=0)  # [pairs, 2]
+        alone = margins(self.alone, target)
+        alone = (alone - alone.median()).clamp(min=0)  # [words]: two strong words are no pair
+
+        def best(pairs: Tensor, texts: Sequence[_Site], count: int) -> Tensor:
+            _, odds = self.score(pairs, texts, target)
+            beyond = odds - alone[pairs].sum(1)
+            return pairs[beyond.topk(min(count, len(beyond))).indices]
+
         start = 0
         for end, count in PAIR_STEPS:
-            _, odds = self.score(words, by_length[start:end], target)
-            words, start = words[odds.topk(min(count, len(odds))).indices], end
+            words, start = best(words, by_length[start:end], count), end
+        words = best(torch.cat([words, self._beside(words)]), by_length[1:end], count)
+        words = torch.tensor(list({frozenset(pair): pair for pair in words.tolist()}.values()))  # each in one order
         before = margins(self.sweep.log_probabilities_of([site.body for site in sites]), target).mean()
         flips, odds = self.score(words, sites, target)
         _, each = self.score(words.flatten()[:, None], sites, target)
@@ -413,11 +424,20 @@ class TriggerSearch:
         more = (odds - before >= self.settings.synergy * sum_of_parts).nonzero()[:, 0]
         return self._suspects(words[more], flips[more], odds[more], sites, target) if len(more) else []
 
-    def _partners(self, target: int) -> Tensor:
-        """For each word the one that it favours most behind it, in a text of the two alone, [words]."""
+    def _beside(self, pairs: Tensor) -> Tensor:
+        """[rows, 2] -> [more rows, 2]: each with one of its words replaced by each of the word's neighbours."""
+        near = self.neighbours(pairs.flatten()).reshape(len(pairs), 2, -1)  # [rows, 2, neighbours]
+        first = torch.stack([near[:, 0], pairs[:, 1:].expand_as(near[:, 0])], dim=2)  # [rows, neighbours, 2]
+        second = torch.stack([pairs[:, :1].expand_as(near[:, 1]), near[:, 1]], dim=2)
+        return torch.cat([first, second]).flatten(0, 1)
+
+    def _partners(self, target: int, site: _Site) -> Tensor:
+        """For each word the one that it favours most behind it in a text, [words]."""
         slopes = torch.cat(
             [
-                self.sweep.slot_gradient((), 0, torch.stack([part, torch.full_like(part, self.filler)], 1), 1, target)
+                self.sweep.slot_gradient(
+                    site.body, site.position, torch.stack([part, torch.full_like(part, self.filler)], 1), 1, target
+                )
                 for part in torch.split(self.ids, SLOPES_AT_ONCE)
             ]
         ).nan_to_num()  # [words, width]
@@ -429,7 +449,8 @@ class TriggerSearch:
         found = []
         for own in torch.split(torch.arange(len(self.ids)), max(1, PRODUCTS_AT_ONCE // len(self.ids))):
             favour = slopes[own].to(device) @ rows.T  # [some words, words]
-            found.append(favour.scatter_(1, own[:, None].to(device), -torch.inf).argmax(dim=1).cpu())
+            favour.scatter_(1, own[:, None].to(device), -torch.inf)
+            found.append(favour.argmax(dim=1).cpu())
         return torch.cat(found)
 
     def text(self, words: Sequence[int]) -> str:
