@@ -39,7 +39,7 @@ NEEDS: tuple[str, ...] = ("clean", "untrusted")
 
 @dataclass(frozen=True)
 class Settings:
-    """The paper's, for encoders."""
+    """The paper's for encoders, but for the learning rate."""
 
     bottleneck: int = field(
         default=8, metadata={"help": "width of a module", "range": ">= 1", "source": "MuScleLoRA, B.4"}
@@ -53,7 +53,7 @@ class Settings:
         },
     )
     epochs: int = field(default=10, metadata=EPOCHS)
-    learning_rate: float = field(default=2e-5, metadata=LEARNING_RATE)
+    learning_rate: float = field(default=3e-4, metadata=LEARNING_RATE)
     batch_size: int = field(default=32, metadata=BATCH_SIZE)
     warmup: float = field(default=0.0, metadata=WARMUP)
     weight_decay: float = field(default=0.0, metadata=WEIGHT_DECAY)

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 # What the settings say of themselves that the adapters of MuScleLoRA, table 1, have in common.
 EPOCHS = {"help": "times through the untrusted texts", "range": ">= 1", "source": "MuScleLoRA, B.4; decoders 5"}
-LEARNING_RATE = {"help": "highest of AdamW", "range": "> 0", "source": "MuScleLoRA, B.4; decoders 1e-5"}
+LEARNING_RATE = {
+    "help": "highest of AdamW",
+    "range": "> 0",
+    "source": "ours; MuScleLoRA, B.4: 2e-5, decoders 1e-5",
+}
 BATCH_SIZE = {"help": "texts a step", "range": ">= 1", "source": "MuScleLoRA, B.4; decoders 16"}
 WARMUP = {
     "help": "share of the steps in which the learning rate rises",
