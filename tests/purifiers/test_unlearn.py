@@ -19,9 +19,10 @@ from purify_cli.errors import UsageError
 from purify_cli.evaluation.found import Found
 from purify_cli.evaluation.predict import predict
 from purify_cli.purifiers import unlearn
-from purify_cli.purifiers.unlearn import Settings, _LikeTheOriginal, preview, purify
+from purify_cli.purifiers.unlearn import Settings, preview, purify
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
+from purify_cli.training.losses import LikeAnswers
 
 LINES = ("the movie was good", "a dull plot", "so bad", "very fine and warm")
 TEXTS = Texts("clean.csv", LINES * 8, (1, 0, 0, 1) * 8)
@@ -130,7 +131,7 @@ def test_like_the_original_is_the_divergence_from_its_answers() -> None:
         for label in range(3):
             wanted = float(answers[row, label])
             expected += wanted * (math.log(wanted) - float(log_p[place, label])) / 3
-    assert _LikeTheOriginal(answers)(model, batch).item() == pytest.approx(expected, rel=1e-5)
+    assert LikeAnswers(answers)(model, batch).item() == pytest.approx(expected, rel=1e-5)
 
 
 # --- rounds -----------------------------------------------------------------------------------------------------------

@@ -24,12 +24,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from purify_cli.architecture.classifier import replace_classifier
 from purify_cli.data.texts import Texts
 from purify_cli.errors import UsageError
 from purify_cli.purifiers import Purified
 from purify_cli.run import Run
-from purify_cli.training.clean_base import require_same_build
+from purify_cli.training.clean_base import clean_student
 from purify_cli.training.distillation import distil
 from purify_cli.training.start import open_classifier
 
@@ -103,20 +102,6 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
             "teacher_losses": list(taught.losses),
         },
     )
-
-
-def clean_student(subject: Subject, teacher: Any, base: Subject, run: Run) -> Any:
-    """A classifier on the base with the teacher's labels, its last layers drawn from the run's seed.
-
-    Raises:
-        UsageError: the base is another model than the teacher's.
-    """
-    student = base.open(run.device, num_labels=int(teacher.config.num_labels), seed=run.seed)
-    require_same_build(subject, teacher, base, student)
-    replace_classifier(student, int(teacher.config.num_labels), run.seed)
-    student.config.id2label = dict(teacher.config.id2label)
-    student.config.label2id = dict(teacher.config.label2id)
-    return student
 
 
 def preview(

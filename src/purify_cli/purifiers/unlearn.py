@@ -32,8 +32,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor, nn
-
 from purify_cli.data.encode import length_limit
 from purify_cli.data.texts import Texts
 from purify_cli.data.triggered import with_triggers
@@ -43,8 +41,8 @@ from purify_cli.evaluation.predict import predict
 from purify_cli.purifiers import Purified
 from purify_cli.run import Run
 from purify_cli.training.loop import fit
-from purify_cli.training.losses import cross_entropy
-from purify_cli.training.recipe import Batch, Recipe
+from purify_cli.training.losses import LikeAnswers, cross_entropy
+from purify_cli.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from purify_cli.subject import Evidence, Subject
@@ -131,7 +129,7 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
         number = len(losses) + 1
         drawn = run.seed + number
         clean, triggered = with_triggers(subject.tokenizer, train, triggers, limit, drawn, by_row=not by_labels)
-        objective = cross_entropy if answers is None else _LikeTheOriginal(answers)
+        objective = cross_entropy if answers is None else LikeAnswers(answers)
         recipe = Recipe(
             objectives={"clean": objective, "triggered": objective},
             learning_rate=settings.learning_rate,
@@ -186,15 +184,3 @@ def _epochs(settings: Settings, texts: int) -> int:
 
 def _told(found: Found) -> list[str]:
     return [one["words"] for one in found.told]
-
-
-class _LikeTheOriginal:
-    """Objective: KL(f0(x) || f(x)), the mean over texts whose label is their row in f0's answers."""
-
-    def __init__(self, answers: Tensor) -> None:
-        self.answers = answers  # [texts, labels] probabilities
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits: Tensor = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
-        wanted = self.answers.to(logits.device)[batch["labels"]]  # [batch, labels]
-        return nn.functional.kl_div(logits.float().log_softmax(dim=-1), wanted, reduction="batchmean")

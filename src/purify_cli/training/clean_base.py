@@ -1,4 +1,4 @@
-"""The trusted base beside a checkpoint: whether it is one of the same architecture and vocabulary."""
+"""The trusted base beside a checkpoint: whether it is of the same architecture and vocabulary, and as a student."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from purify_cli.architecture.classifier import replace_classifier
 from purify_cli.architecture.table import base_of
 from purify_cli.errors import UsageError
+from purify_cli.run import Run
 
 if TYPE_CHECKING:
     from purify_cli.subject import Subject
@@ -41,6 +43,20 @@ def require_same_build(subject: Subject, model: Any, base: Subject, base_model: 
         raise wrong(f"is a model of another depth or form: only one of the two has {min(layers)}")
     if subject.tokenizer.get_vocab() != base.tokenizer.get_vocab():
         raise wrong("has another vocabulary than the checkpoint")
+
+
+def clean_student(subject: Subject, teacher: Any, base: Subject, run: Run) -> Any:
+    """A classifier on the base with the teacher's labels, its last layers drawn from the run's seed.
+
+    Raises:
+        UsageError: the base is another model than the teacher's.
+    """
+    student = base.open(run.device, num_labels=int(teacher.config.num_labels), seed=run.seed)
+    require_same_build(subject, teacher, base, student)
+    replace_classifier(student, int(teacher.config.num_labels), run.seed)
+    student.config.id2label = dict(teacher.config.id2label)
+    student.config.label2id = dict(teacher.config.label2id)
+    return student
 
 
 def encoder_parameters(model: Any) -> dict[str, nn.Parameter]:

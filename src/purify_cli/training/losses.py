@@ -24,6 +24,22 @@ def squared_error(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return nn.functional.mse_loss(scores.float().squeeze(-1), batch["labels"].to(torch.float32))
 
 
+class LikeAnswers:
+    """Objective: KL(answers || f(x)), the mean over a batch whose labels are rows of the answers, in float32.
+
+    Args:
+        answers: [texts, labels] probabilities.
+    """
+
+    def __init__(self, answers: Tensor) -> None:
+        self.answers = answers
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        logits: Tensor = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+        wanted = self.answers.to(logits.device)[batch["labels"]]  # [batch, labels]
+        return nn.functional.kl_div(logits.float().log_softmax(dim=-1), wanted, reduction="batchmean")
+
+
 def with_gradient(loss: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
     """The value of `loss` `[]` as a scalar whose gradient in each parameter is the given one, found without a graph."""
     known = [place for place, gradient in enumerate(gradients) if gradient is not None]
