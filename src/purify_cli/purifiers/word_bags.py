@@ -59,7 +59,7 @@ AUTO = 8.0
 AUTO_REACH = "base"
 
 FEWEST = 3
-"""Tokens of the shortest bag."""
+"""Tokens of the shortest bag, where two texts have so many."""
 
 
 @dataclass(frozen=True)
@@ -194,20 +194,20 @@ def made_bags(
 
     Raises:
         UsageError: a setting out of range.
-        DataError: pairs, or fewer than FEWEST tokens that may be in a bag.
+        DataError: pairs, or texts without a token that may be in a bag.
     """
     _check(settings)
     where = texts.path or "--clean"
     if texts.pairs is not None:
         raise DataError(where, "has pairs of texts, and word bags are of single ones", "Use another method.")
-    rows = tokenizer(list(texts.texts), add_special_tokens=False)["input_ids"]
+    rows = tokenizer(list(dict.fromkeys(texts.texts)), add_special_tokens=False)["input_ids"]  # each text once
     spread = Counter(token for row in rows for token in set(row))
     common = {token for token, count in spread.items() if count > max(settings.common * len(rows), 1)}
     out = shunned | common | _first_words(tokenizer, settings.frequent)
     own = {token for token in spread if token not in out and _is_word(tokenizer, token)}
     rows = [kept for row in rows if (kept := [token for token in row if token in own])]
-    if len(own) < FEWEST:
-        raise DataError(where, "has too few words that are not in most of its texts", "Give more texts.")
+    if not own:
+        raise DataError(where, "has no words but such as stand in many of its texts", "Give more texts.")
     near = _near(model, sorted(own), settings.near)
     others = [token for token in near if token not in out and _is_word(tokenizer, token)]
     rng = random.Random(f"word bags/{seed}")
