@@ -310,6 +310,7 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "musclelora_table3": rows_of("musclelora_table3", papers.MUSCLELORA_TABLE_3),
     "auto": rows_of("auto", {}),
     "syntax": rows_of("syntax", {}),
+    "untrusted": rows_of("untrusted", {}),
     "released": rows_of("released", {}),
     **{
         name: picture(name, title, papers.GBA_TABLE_3 if name == "gba_table3" else None)
