@@ -310,6 +310,7 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "musclelora_table3": rows_of("musclelora_table3", papers.MUSCLELORA_TABLE_3),
     "auto": rows_of("auto", {}),
     "syntax": rows_of("syntax", {}),
+    "syntax_floor": rows_of("syntax_floor", {}),
     "untrusted": rows_of("untrusted", {}),
     "released": rows_of("released", {}),
     **{
