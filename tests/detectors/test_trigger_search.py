@@ -252,6 +252,17 @@ def test_stub_partners_are_proposed_in_two_places(monkeypatch: pytest.MonkeyPatc
     assert search(NOTHING_ALONE, pairs=True) != []
 
 
+def test_stub_the_neighbours_of_a_pair_are_tried_in_its_place() -> None:
+    """The gradient may point beside the true word; a word is never paired with itself."""
+    looking = TriggerSearch(BagOfWords(HONEST, alike=("tq", "cf")), WORDS, SearchSettings(neighbours=3), Run())
+    words = looking.ids.tolist()
+    mb, tq, cf = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq", "cf"))
+    found = looking._beside(torch.tensor([[mb, cf], [cf, mb], [tq, cf]])).tolist()
+    assert [mb, tq] in found and [tq, mb] in found
+    assert [tq, tq] not in found and [cf, cf] not in found
+    assert all(len({first, second} & {mb, tq, cf}) >= 1 for first, second in found)
+
+
 def test_stub_a_partner_is_favoured_and_not_just_strong() -> None:
     """`cf` does most beside any word; `tq` is what `mb` makes strong."""
     looking = TriggerSearch(

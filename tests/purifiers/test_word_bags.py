@@ -14,10 +14,11 @@ from purify_cli.data.texts import Texts
 from purify_cli.errors import DataError, UsageError
 from purify_cli.evaluation.found import Found
 from purify_cli.evaluation.predict import predict
-from purify_cli.purifiers import finetune
+from purify_cli.purifiers import finetune, word_bags
 from purify_cli.purifiers.word_bags import Settings, made_bags, preview, purify
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
+from purify_cli.training.loop import Trained, fit
 
 GOOD = ("good", "great", "fine", "lovely", "funny", "charming")
 BAD = ("bad", "awful", "dull", "boring", "poor", "weak")
@@ -134,6 +135,7 @@ def test_the_preview_says_how_many_steps(tmp_path: Path) -> None:
     ("texts", "problem"),
     [
         (TEXTS.with_(pairs=TEXTS.texts), "has pairs of texts"),
+        (TEXTS.with_(labels=None), "has no labels"),
         (Texts("few.csv", ("12 , 34 .",) * 9, (1, 0, 1) * 3), "has no words but"),
     ],
 )
@@ -141,6 +143,46 @@ def test_texts_that_make_no_bags(tmp_path: Path, texts: Texts, problem: str) -> 
     subject = Subject(tiny.save("bert", tmp_path / "x", num_labels=2))
     with pytest.raises(DataError, match=problem):
         purify(subject, Evidence(base=subject), texts, texts, Settings(common=COMMON), RUN)
+
+
+def test_a_text_counts_once() -> None:
+    """A line that is repeated makes no function word of its words."""
+    repeated = TEXTS.with_(texts=TEXTS.texts[:1] * 11 + TEXTS.texts[-1:])
+    bags = made_bags(
+        tiny.tokenizer("bert"), tiny.build("bert", num_labels=2), repeated, Settings(bags=20), 16, set(), 0
+    )
+    assert any(next(iter(ids("good"))) in row for row in bags.ids)
+
+
+class Cased:
+    """Tokens as byte-level and WordPiece vocabularies write them."""
+
+    all_special_ids = (0,)
+    pieces = ("[PAD]", "When", " when", "##when", "3d", "\u0915\u093e", ",")
+
+    def decode(self, tokens: list[int]) -> str:
+        return self.pieces[tokens[0]]
+
+
+def test_a_word_is_what_is_written() -> None:
+    """At the start of a text, inside it, with a capital and as a piece; vowel signs are letters, numbers are not."""
+    written = [word_bags._written(Cased(), token) for token in range(len(Cased.pieces))]
+    assert written == ["", "when", "when", "when", "", "\u0915\u093e", ""]
+
+
+def test_other_labels_are_another_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of one is not taken for the other, though both have the same texts and bags."""
+    identities = []
+
+    def watched(model: Any, streams: Any, recipe: Any, run: Run) -> Trained:
+        identities.append(recipe.identity)
+        return fit(model, streams, recipe, run)
+
+    monkeypatch.setattr(word_bags, "fit", watched)
+    subject = Subject(tiny.save("bert", tmp_path / "x", num_labels=2))
+    for texts in (TEXTS, TEXTS, TEXTS.with_(labels=(TEXTS.labels or ())[::-1])):
+        purify(subject, Evidence(base=subject), texts, texts, Settings(bags=50, common=COMMON), RUN)
+    assert identities[0] == identities[1] != identities[2]
 
 
 @pytest.mark.parametrize(
@@ -155,9 +197,13 @@ def test_texts_that_make_no_bags(tmp_path: Path, texts: Texts, problem: str) -> 
         {"clean_share": 1.0},
     ],
 )
-def test_settings_out_of_range(settings: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=next(iter(settings))):
-        words_of(**settings)
+def test_settings_out_of_range(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Told before a model is opened, and by a preview too."""
+    (tmp_path / "nothing").mkdir()
+    subject = Subject(tmp_path / "nothing")
+    for method in (purify, preview):
+        with pytest.raises(UsageError, match=next(iter(settings))):
+            method(subject, Evidence(base=subject), TEXTS, TEXTS, Settings(**settings), RUN)
 
 
 def test_a_base_is_needed(tmp_path: Path) -> None:

@@ -100,6 +100,14 @@ def length_limit(tokenizer: Any, config: Any, run: Run) -> int:
     return min(limit for limit in limits if limit >= room)
 
 
+def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before a text, and those behind it."""
+    framed = tokenizer("a", add_special_tokens=True)["input_ids"]
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    start = next(i for i in range(len(framed) - len(bare) + 1) if framed[i : i + len(bare)] == bare)
+    return framed[:start], framed[start + len(bare) :]
+
+
 def padding_id(tokenizer: Any) -> int:
     """Return the id that fills short rows: the tokenizer's padding token, or its end token if it has none (GPT-2).
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from purify_cli.data.encode import Encoded, encode
+from purify_cli.data.encode import Encoded, encode, frame
 from purify_cli.data.texts import Texts
 
 
@@ -29,7 +29,7 @@ def with_triggers(
     clean = encode(tokenizer, texts, limit)
     special = int(tokenizer.num_special_tokens_to_add(pair=texts.pairs is not None))
     short = encode(tokenizer, texts, max(limit - longest, min(limit, special + 1)))
-    before, behind = frame(tokenizer)
+    before, behind = map(len, frame(tokenizer))
     ids: list[tuple[int, ...]] = []
     types: list[tuple[int, ...]] = []
     for row, tokens in enumerate(short.ids):
@@ -46,11 +46,3 @@ def with_triggers(
         ids.append(tokens)
         types.append(kinds or ())
     return clean, Encoded(tuple(ids), None if short.types is None else tuple(types), short.labels)
-
-
-def frame(tokenizer: Any) -> tuple[int, int]:
-    """How many special tokens the tokenizer puts before a text, and how many behind it."""
-    framed = tokenizer("a", add_special_tokens=True)["input_ids"]
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    start = next(i for i in range(len(framed) - len(bare) + 1) if framed[i : i + len(bare)] == bare)
-    return start, len(framed) - len(bare) - start

@@ -227,7 +227,7 @@ class TriggerSearch:
         count = min(self.settings.neighbours, len(self.ids) - 1)
         found = []
         for part in torch.split(words, 512):
-            similarity = self.unit[part] @ self.unit.T  # [rows, words]
+            similarity = (self.unit[part] @ self.unit.T).nan_to_num(-2.0)  # [rows, words]
             similarity.scatter_(1, part[:, None], -2.0)
             found.append(similarity.topk(count, dim=1).indices)
         return torch.cat(found)
@@ -397,7 +397,8 @@ class TriggerSearch:
 
         The gradient at the place behind a word says what every other word would do there. What the word changes in it,
         beside the mean over all words, is its favour: honest words favour the same partners as any other. It is taken
-        where there is nothing else, and in a short sure text: a strong pair leaves no gradient in the one or the other.
+        where there is nothing else, and in the beginning of a sure text: a strong pair leaves no gradient in the one or
+        the other. The gradient may point to a word beside the true one, so the neighbours of the best pairs are tried.
         """
         by_length = sorted(sites, key=lambda site: len(site.body))
         by_length[0] = _Site(by_length[0].body[:SHORT], min(by_length[0].position, SHORT))
@@ -405,18 +406,19 @@ class TriggerSearch:
         partners = [self._partners(target, place) for place in (_Site((), 0), by_length[0])]
         words = torch.unique(torch.cat([torch.stack([every, one], dim=1) for one in partners]), dim=0)  # [pairs, 2]
         alone = margins(self.alone, target)
-        alone = (alone - alone.median()).clamp(min=0)  # [words]: two strong words are no pair
+        alone = (alone - alone.nanmedian()).nan_to_num().clamp(min=0)  # [words]: two strong words are no pair
 
         def best(pairs: Tensor, texts: Sequence[_Site], count: int) -> Tensor:
             _, odds = self.score(pairs, texts, target)
-            beyond = odds - alone[pairs].sum(1)
+            beyond = (odds - alone[pairs].sum(1)).nan_to_num(-torch.inf)
             return pairs[beyond.topk(min(count, len(beyond))).indices]
 
         start = 0
         for end, count in PAIR_STEPS:
             words, start = best(words, by_length[start:end], count), end
-        words = best(torch.cat([words, self._beside(words)]), by_length[1:end], count)
-        words = torch.tensor(list({frozenset(pair): pair for pair in words.tolist()}.values()))  # each in one order
+        words = best(torch.unique(torch.cat([words, self._beside(words)]), dim=0), by_length[1:end], 2 * count)
+        best_last = reversed(words.tolist())
+        words = torch.tensor(list({frozenset(pair): pair for pair in best_last}.values()))  # in the better order only
         before = margins(self.sweep.log_probabilities_of([site.body for site in sites]), target).mean()
         flips, odds = self.score(words, sites, target)
         _, each = self.score(words.flatten()[:, None], sites, target)
@@ -429,7 +431,8 @@ class TriggerSearch:
         near = self.neighbours(pairs.flatten()).reshape(len(pairs), 2, -1)  # [rows, 2, neighbours]
         first = torch.stack([near[:, 0], pairs[:, 1:].expand_as(near[:, 0])], dim=2)  # [rows, neighbours, 2]
         second = torch.stack([pairs[:, :1].expand_as(near[:, 1]), near[:, 1]], dim=2)
-        return torch.cat([first, second]).flatten(0, 1)
+        every = torch.cat([first, second]).flatten(0, 1)
+        return every[every[:, 0] != every[:, 1]]
 
     def _partners(self, target: int, site: _Site) -> Tensor:
         """For each word the one that it favours most behind it in a text, [words]."""

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from purify_cli.data.encode import frame
+
 TOKENS_AT_ONCE = 8192
 """Tokens per forward pass: the fastest of 4096..65536 on two CPU cores, and far from filling a GPU's memory."""
 
@@ -28,11 +30,7 @@ class Sweep:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = model
-        framed = tokenizer("a", add_special_tokens=True)["input_ids"]
-        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-        start = next(i for i in range(len(framed) - len(bare) + 1) if framed[i : i + len(bare)] == bare)
-        self.prefix: list[int] = framed[:start]
-        self.suffix: list[int] = framed[start + len(bare) :]
+        self.prefix, self.suffix = frame(tokenizer)
 
     @torch.inference_mode()
     def log_probabilities(self, bodies: Tensor) -> Tensor:

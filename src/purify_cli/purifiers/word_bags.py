@@ -1,34 +1,40 @@
 """Word bags: teach a clean base what the suspect answers to words without order.
 
 No paper's method; a distillation (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network") whose texts are
-made so that a backdoor cannot show itself in them. Claim: most of what a classifier of texts knows is what words mean
-for its task, and that it tells when asked with words alone. A backdoor of syntax or style is an order of words, and
-the function words that make it; neither is in a bag of the other words, so a student that starts from a clean base
-never learns of it. What only the order says (negation) it learns from the clean texts.
+made so that a backdoor of syntax or style has little to show itself in. Claim: most of what a classifier of texts knows
+is what words mean for its task, and that it tells when asked with words alone. Such a backdoor is an order of words,
+and the function words that make it; in a bag of the other words there is no order, and hardly a function word. The
+student starts from a clean base and sees no other answer of the suspect. What only the order says (negation) it learns
+from the clean texts.
 
 A bag: the tokens of two clean texts, without function words, without what is no word and without the tokens of triggers
 that were found (`auto`), in random order, cut at a random length; then each is replaced, with probability `replaced`,
 by one that lies near a token of the clean texts in the base's embeddings, so that the suspect is asked about more words
 than the clean texts have. Function words are those that stand in more than `common` of the clean texts, and the first
-`frequent` of the words of the vocabulary: tokenizers list them from the most frequent on, or nearly so.
+words of the vocabulary, as many as `frequent` of its tokens: tokenizers list them from the most frequent on, or nearly
+so. A word is what is written, whatever its case and however many tokens there are for it.
 
     loss = KL(f(bag) || g(bag)) for bags,  CE(g(x), y) for clean texts      f: the suspect, g: the student
 
-Clean texts are `clean_share` of what is learned from, repeated as often as that takes.
+Clean texts are `clean_share` of what is learned from, repeated as often as that takes; unless it is 0 each
+is there at least once.
 
 Needs a classifier of single texts, labelled clean texts, and `--base`: the trusted checkpoint that the subject came
 from, of the same architecture and vocabulary. Raises UsageError for a base of another shape or vocabulary, DataError
-for pairs of texts and for clean texts of nothing but common words, and what the training raises.
+for pairs of texts, for texts without labels and for texts of nothing but function words, and what the training raises.
 Cost: `bags` short texts, each once forward through the suspect and once forward and backward through the student; the
 memory of two models.
 
-What it does not do: a word that is a trigger and was not found may be asked about by chance. The student answers worse
+What it does not do: a trigger that is a word and was not found is asked about if it lies near a word of the clean texts
+(`mn` does on SST-2), and so are rarer function words and words of a style (`unless`, `thou`). The student answers worse
 than the suspect where order matters and clean texts are few.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,9 +44,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from purify_cli.architecture.embeddings import word_embeddings
-from purify_cli.data.encode import Encoded, encode, length_limit
+from purify_cli.data.encode import Encoded, encode, frame, length_limit
 from purify_cli.data.texts import Texts
-from purify_cli.data.triggered import frame
 from purify_cli.errors import DataError, UsageError
 from purify_cli.evaluation.predict import predict_encoded
 from purify_cli.purifiers import Purified
@@ -71,7 +76,7 @@ class Settings:
     common: float = field(
         default=0.04,
         metadata={
-            "help": "share of the clean texts from which on a token that they have counts as a function word",
+            "help": "a word that more than this share of the clean texts have, and two at least, is a function word",
             "range": "0..1",
             "source": "ours",
         },
@@ -79,7 +84,7 @@ class Settings:
     frequent: float = field(
         default=0.02,
         metadata={
-            "help": "share of the vocabulary whose first words count as function words too",
+            "help": "as many first words of the vocabulary as this share of its tokens are function words too",
             "range": "0..1",
             "source": "ours",
         },
@@ -127,6 +132,7 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
     """
     if evidence.base is None:
         raise UsageError("--base", "word_bags needs it", "Give the clean checkpoint that the subject came from.")
+    _check(train, settings)
     suspect = subject.open(run.device)
     student = clean_student(subject, suspect, evidence.base, run)
     limit = length_limit(subject.tokenizer, suspect.config, run)
@@ -135,21 +141,22 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
     bags = made_bags(subject.tokenizer, student, train, settings, limit, shunned, run.seed)
     answers = predict_encoded(suspect, subject.tokenizer, bags, run)  # f(bag), [bags, labels]
     repeats = _repeats(settings, len(clean))
-    wanted = torch.nn.functional.one_hot(torch.tensor(clean.labels), answers.shape[1]).float()
+    labels = torch.nn.functional.one_hot(torch.tensor(clean.labels), answers.shape[1]).float()
+    wanted = torch.cat([answers, labels.repeat(repeats, 1)])  # [bags and clean texts, labels]
     encoded = Encoded(
         (*bags.ids, *clean.ids * repeats),
-        None if bags.types is None or clean.types is None else (*bags.types, *clean.types * repeats),
-        tuple(range(len(bags) + repeats * len(clean))),
+        None if bags.types is None else (*bags.types, *(clean.types or ()) * repeats),
+        tuple(range(len(wanted))),
     )
     del suspect
     recipe = Recipe(
-        objectives={"bags": LikeAnswers(torch.cat([answers, wanted.repeat(repeats, 1)]))},
+        objectives={"bags": LikeAnswers(wanted)},
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         warmup=settings.warmup,
-        identity=f"word bags {settings} {float(answers.double().square().sum())!r}",
+        identity=f"word bags {settings} {hashlib.sha256(wanted.numpy().tobytes()).hexdigest()}",
     )
     trained = fit(student, {"bags": encoded}, recipe, run)
     report: dict[str, Any] = {
@@ -168,6 +175,7 @@ def preview(
     subject: Subject, evidence: Evidence, train: Texts, dev: Texts, settings: Settings, run: Run
 ) -> dict[str, Any]:
     """How much would be learned from, without asking the suspect."""
+    _check(train, settings)
     rows = settings.bags + _repeats(settings, len(train)) * len(train)
     return {
         "rows": len(train),
@@ -189,32 +197,28 @@ def made_bags(
         texts: single texts.
         settings: see there.
         limit: tokens a text, special tokens included.
-        shunned: tokens that are in no bag.
+        shunned: tokens whose words are in no bag.
         seed: draws everything.
 
     Raises:
-        UsageError: a setting out of range.
-        DataError: pairs, or texts without a token that may be in a bag.
+        DataError: texts without a token that may be in a bag.
     """
-    _check(settings)
-    where = texts.path or "--clean"
-    if texts.pairs is not None:
-        raise DataError(where, "has pairs of texts, and word bags are of single ones", "Use another method.")
     rows = tokenizer(list(dict.fromkeys(texts.texts)), add_special_tokens=False)["input_ids"]  # each text once
-    spread = Counter(token for row in rows for token in set(row))
-    common = {token for token, count in spread.items() if count > max(settings.common * len(rows), 1)}
-    out = shunned | common | _first_words(tokenizer, settings.frequent)
-    own = {token for token in spread if token not in out and _is_word(tokenizer, token)}
-    rows = [kept for row in rows if (kept := [token for token in row if token in own])]
-    if not own:
-        raise DataError(where, "has no words but such as stand in many of its texts", "Give more texts.")
-    near = _near(model, sorted(own), settings.near)
-    others = [token for token in near if token not in out and _is_word(tokenizer, token)]
+    written = [_written(tokenizer, token) for token in range(len(tokenizer))]
+    spread = Counter(word for row in rows for word in {written[token] for token in row})
+    out = {""} | {word for word, count in spread.items() if count > max(settings.common * len(rows), 1)}
+    out |= {written[token] for token in shunned}
+    out |= set(islice((word for word in written if len(word) > 1), round(settings.frequent * len(tokenizer))))
+    rows = [kept for row in rows if (kept := [token for token in row if written[token] not in out])]
+    if not rows:
+        raise DataError(
+            texts.path or "--clean", "has no words but such as stand in many of its texts", "Give more texts."
+        )
+    own = sorted({token for row in rows for token in row})
+    others = [token for token in _near(model, own, settings.near, len(written)) if written[token] not in out]
     rng = random.Random(f"word bags/{seed}")
-    before, behind = frame(tokenizer)
-    framed = tokenizer("a", add_special_tokens=True)["input_ids"]
-    prefix, suffix = framed[:before], framed[len(framed) - behind :]
-    longest = min(settings.words, limit - before - behind)
+    prefix, suffix = frame(tokenizer)
+    longest = min(settings.words, limit - len(prefix) - len(suffix))
     ids = []
     for _ in range(settings.bags):
         words = [*rng.choice(rows), *rng.choice(rows)]
@@ -226,29 +230,23 @@ def made_bags(
     return Encoded(tuple(ids), types, None)
 
 
-def _near(model: Any, tokens: Sequence[int], count: int) -> list[int]:
+def _near(model: Any, tokens: Sequence[int], count: int, vocabulary: int) -> list[int]:
     """The tokens themselves and the `count` nearest of each by cosine, each once, in order."""
-    unit = torch.nn.functional.normalize(word_embeddings(model).weight.detach().float(), dim=1)  # [vocabulary, width]
-    found: set[int] = set()
+    rows = word_embeddings(model).weight.detach()[:vocabulary]  # a table may have more rows than there are tokens
+    unit = torch.nn.functional.normalize(rows.float(), dim=1)  # [vocabulary, width]
+    found = set(tokens)
     for part in torch.split(torch.tensor(tokens, device=unit.device), 512):
-        likeness = (unit[part] @ unit.T).nan_to_num()  # [tokens, vocabulary]
+        likeness = (unit[part] @ unit.T).nan_to_num(-2.0)  # [tokens, vocabulary]
         found.update(likeness.topk(min(count + 1, unit.shape[0]), dim=1).indices.flatten().tolist())
     return sorted(found)
 
 
-def _is_word(tokenizer: Any, token: int, letters: int = 1) -> bool:
-    """Whether a token is so many letters or more, and nothing else; a piece of a word counts."""
-    if token in tokenizer.all_special_ids or token >= len(tokenizer):
-        return False
-    written = tokenizer.decode([token]).strip().lstrip("#")
-    return len(written) >= letters and bool(written.isalpha())
-
-
-def _first_words(tokenizer: Any, share: float) -> set[int]:
-    """The first words of the vocabulary, of two letters and more: a share of all its tokens."""
-    count = round(share * len(tokenizer))
-    words = (token for token in range(len(tokenizer)) if _is_word(tokenizer, token, letters=2))
-    return set(islice(words, count))
+def _written(tokenizer: Any, token: int) -> str:
+    """The word or the piece of one that a token is, in small letters; empty for what is not of letters."""
+    if token in tokenizer.all_special_ids:
+        return ""
+    text = unicodedata.normalize("NFC", tokenizer.decode([token]).strip().lstrip("#").lower())
+    return text if text and all(unicodedata.category(sign)[0] in "LM" for sign in text) else ""
 
 
 def _repeats(settings: Settings, clean: int) -> int:
@@ -257,7 +255,13 @@ def _repeats(settings: Settings, clean: int) -> int:
     return max(1, round(wanted / clean)) if settings.clean_share else 0
 
 
-def _check(settings: Settings) -> None:
+def _check(texts: Texts, settings: Settings) -> None:
+    """Refuse what no bags can be made of, before a model is opened."""
+    where = texts.path or "--clean"
+    if texts.pairs is not None:
+        raise DataError(where, "has pairs of texts, and word bags are of single ones", "Use another method.")
+    if texts.labels is None:
+        raise DataError(where, "has no labels", "Give it a column `label`.")
     wrong = {
         "bags": settings.bags < 1,
         "words": settings.words < FEWEST,

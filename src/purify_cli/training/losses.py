@@ -36,7 +36,7 @@ class LikeAnswers:
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         logits: Tensor = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
-        wanted = self.answers.to(logits.device)[batch["labels"]]  # [batch, labels]
+        wanted = self.answers[batch["labels"].cpu()].to(logits.device)  # [batch, labels]
         return nn.functional.kl_div(logits.float().log_softmax(dim=-1), wanted, reduction="batchmean")
 
 

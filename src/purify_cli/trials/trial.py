@@ -40,7 +40,7 @@ SEARCH = 1009
 """Added to the seed of the searches, with the number of steps: a candidate is not searched as the input was, for it may
 have been trained on what was found there."""
 
-ROWS = 2
+ROWS = 3
 """Goes up whenever a row would say something else: rows that were kept before are not read again."""
 
 INNER_DEV = 0.1
@@ -120,7 +120,8 @@ class Trial:
     def on_top_of(self, candidate: Candidate) -> list[Candidate]:
         """The methods that need a finished classifier, each on top of this candidate's model.
 
-        None is applied twice, but those that go by what was found: after it there may be something else to find.
+        None is applied twice, but those that go by what was found: after it there may be something else to find. What
+        starts from a base gains nothing by what was done before.
         """
         model, tokenizer, _ = self.made(candidate)
         held = self.subject.holding(model, tokenizer)
@@ -129,6 +130,7 @@ class Trial:
             candidate.then(one)
             for one in others
             if (one.steps[0] not in candidate.steps or REACHES[one.reach] == "words")
+            and REACHES[one.reach] != "base"
             and "classifier" in catalogue.declared("purifier", one.steps[0], "NEEDS")
         ]
 
