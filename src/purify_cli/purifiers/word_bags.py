@@ -71,7 +71,7 @@ FEWEST = 3
 class Settings:
     """How bags are made, and how long is learned from them."""
 
-    bags: int = field(default=16000, metadata={"help": "how many are made", "range": ">= 1", "source": "ours"})
+    bags: int = field(default=8000, metadata={"help": "how many are made", "range": ">= 1", "source": "ours"})
     words: int = field(default=16, metadata={"help": "tokens of the longest bag", "range": ">= 3", "source": "ours"})
     common: float = field(
         default=0.04,
@@ -103,7 +103,7 @@ class Settings:
     )
     epochs: int = field(default=1, metadata={"help": "times through all that", "range": ">= 1", "source": "ours"})
     learning_rate: float = field(
-        default=2e-4, metadata={"help": "highest learning rate of AdamW", "range": "> 0", "source": "ours"}
+        default=3e-4, metadata={"help": "highest learning rate of AdamW", "range": "> 0", "source": "ours"}
     )
     batch_size: int = field(default=32, metadata={"help": "texts a step", "range": ">= 1", "source": "ours"})
     warmup: float = field(
