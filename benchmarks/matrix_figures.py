@@ -34,7 +34,7 @@ def main() -> None:
     lines = read(Path(arguments.results))
     for table in PICTURES:
         series = collected(lines, table)
-        if series:
+        if len({place for points in series.values() for place in points}) > 1:  # a single place is no picture
             draw(out / picture_file(table), panels(series, str(plan().tables[table]["x"])))
 
 

@@ -249,7 +249,7 @@ def _averages(found: Sequence[Figures]) -> tuple[str, str]:
 
 
 def picture(table: str, title: str, paper: papers.Printed | None = None) -> Callable[[Sequence[Line]], str]:
-    """A link to the picture, and under it the figures that it is drawn from."""
+    """A link to the picture, where there are two places along x or more, and under it the figures."""
     return functools.partial(_pictured, table, title, paper or {})
 
 
@@ -269,6 +269,8 @@ def _pictured(table: str, title: str, paper: papers.Printed, lines: Sequence[Lin
         return NOTHING
     heads = [code(x), "clean rows", "attack", "defence", "ASR", "floor", "excess", "CACC (beside the twin)", *COLUMNS]
     shown = markdown_table([*heads, "paper: ASR / ACC, %"] if paper else heads, rows)
+    if len({row[0] for row in rows}) < 2:  # a single place is no picture
+        return shown
     return f"![{title}]({FIGURES}/{picture_file(table)})\n\n{shown}"
 
 
