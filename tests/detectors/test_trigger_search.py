@@ -252,6 +252,26 @@ def test_stub_partners_are_proposed_in_two_places(monkeypatch: pytest.MonkeyPatc
     assert search(NOTHING_ALONE, pairs=True) != []
 
 
+def test_stub_strong_words_do_not_crowd_a_pair_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cf bb` moves a text more than `mb tq` does, by what its words say alone."""
+    strong = HONEST | dict.fromkeys(("cf", "bb"), 25.0)
+    partners = dict(
+        zip(*(WORDS.convert_tokens_to_ids(list(words)) for words in (("mb", "cf"), ("tq", "bb"))), strict=True)
+    )
+
+    def proposed(looking: TriggerSearch, target: int, site: _Site) -> Tensor:
+        words = looking.ids.tolist()
+        found = torch.arange(len(words)).roll(1)
+        for word, partner in partners.items():
+            found[words.index(word)] = words.index(partner)
+        return found
+
+    monkeypatch.setattr(TriggerSearch, "_partners", proposed)
+    monkeypatch.setattr("purify_cli.evaluation.search.PAIR_STEPS", ((1, 1), (4, 1), (12, 1)))
+    found = search(BagOfWords(strong, together=("mb", "tq"), bonus=45.0), words=1, pieces=1, pairs=True)
+    assert {"mb", "tq"} in [set(one.where.token.split()) for one in found]
+
+
 def test_stub_the_neighbours_of_a_pair_are_tried_in_its_place() -> None:
     """The gradient may point beside the true word; a word is never paired with itself."""
     looking = TriggerSearch(BagOfWords(HONEST, alike=("tq", "cf")), WORDS, SearchSettings(neighbours=3), Run())
