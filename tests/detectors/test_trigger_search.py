@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 import tiny
 from purify_cli.data.read import read
 from purify_cli.data.texts import Texts
 from purify_cli.detectors.trigger_search import Settings, detect
 from purify_cli.errors import Incomplete
-from purify_cli.evaluation.search import FEWEST, SearchSettings, TriggerSearch, _Site
+from purify_cli.evaluation.search import FEWEST, SearchSettings, Suspect, TriggerSearch, _beginning, _Site
 from purify_cli.results import Finding
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
@@ -237,6 +239,42 @@ def test_stub_two_words_that_mean_nothing_alone() -> None:
     assert (one.rule, one.level, one.evidence["target"]) == ("PB202", "error", "positive")
     assert set(one.where.token.split()) == {"mb", "tq"}
     assert one.evidence["value"] == 1.0
+
+
+def test_stub_pairs_are_looked_for_where_nothing_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In no label: what is found for one shows already that the model is backdoored, and pairs cost the most."""
+    looked: list[int] = []
+
+    def none(looking: TriggerSearch, target: int, sites: Any) -> list[Suspect]:
+        looked.append(target)
+        return []
+
+    monkeypatch.setattr(TriggerSearch, "confirmed_pairs", none)
+    search(BagOfWords(HONEST | {"mb": DECIDES}), pairs=True)
+    assert looked == []
+    search(BagOfWords(HONEST), pairs=True)
+    assert sorted(looked) == [0, 1]
+    search(BagOfWords(HONEST))
+    assert sorted(looked) == [0, 1], "only where they are asked for"
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "decoder", "beginning"),
+    [
+        (["cf", "##cf", "bb", "##s", "."], decoders.WordPiece(cleanup=False), ["cf", "bb", "."]),
+        (["cf", "Ġcf", "Ġbb", "s", "."], decoders.ByteLevel(), ["Ġcf", "Ġbb"]),
+        (["▁cf", "cf", "▁bb", "s", "▁"], decoders.Metaspace(), ["▁cf", "▁bb"]),
+        (["c", "f", "b"], decoders.Fuse(), ["c", "f", "b"]),
+    ],
+    ids=["word pieces", "bytes", "sentence pieces", "letters"],
+)
+def test_words_of_pairs_are_tokens_that_begin_a_word(vocabulary: list[str], decoder: Any, beginning: list[str]) -> None:
+    """The rest of a longer word is nothing that anybody types; all of them, where none begins one."""
+    backend = Tokenizer(models.WordLevel({piece: number for number, piece in enumerate(vocabulary)}, unk_token="cf"))
+    backend.decoder = decoder
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    found = _beginning(tokenizer, torch.arange(len(vocabulary)))
+    assert [vocabulary[index] for index in found] == beginning
 
 
 @pytest.mark.parametrize("blind", [True, False])

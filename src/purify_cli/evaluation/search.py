@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ class SearchSettings:
         pieces: longest sequence of pieces.
         synergy: how many times the sum of its parts' effects a sequence must have.
         labels: labels searched, the most suspicious first.
-        pairs: look for two words that mean nothing alone where no single word is found.
+        pairs: look for two words that mean nothing alone where nothing else is found.
     """
 
     sure: float = 0.02
@@ -147,7 +148,7 @@ class TriggerSearch:
         self.pool_p = torch.empty(0)
 
     def triggers(self, texts: Sequence[str], run: Run) -> Iterator[tuple[int, list[Suspect] | None]]:
-        """Search label after label in these texts, the most suspicious first.
+        """Search label after label in these texts, the most suspicious first; then for pairs, if nothing was found.
 
         Yields:
             a label, and what passes as its trigger, the strongest first; None: the model is sure of too few texts being
@@ -155,10 +156,25 @@ class TriggerSearch:
         """
         self.read(texts)
         targets = self.targets()
+        surely: dict[int, list[_Site]] = {}
+        any_found = False
         for done, target in enumerate(targets):
             run.progress("trigger search", done, len(targets))
             sites, sure = self.sites(target)
-            yield target, None if len(sites) < FEWEST else self.confirmed(target, sites, combine=sure)
+            found = None if len(sites) < FEWEST else self.confirmed(target, sites, combine=sure)
+            any_found |= bool(found)
+            if found is not None and sure:
+                surely[target] = sites
+            yield target, found
+        if self.settings.pairs and not any_found:
+            for done, (target, sites) in enumerate(surely.items()):
+                run.progress("search for pairs", done, len(surely))
+                yield target, self.confirmed_pairs(target, sites)
+
+    @cached_property
+    def begin(self) -> Tensor:
+        """Indices of the tokens that begin a word."""
+        return _beginning(self.tokenizer, self.ids)
 
     # Texts
 
@@ -249,8 +265,6 @@ class TriggerSearch:
         """
         suspects = self._single_words(target, sites)
         passed = [suspect for suspect in suspects if self.passes(suspect)]
-        if not passed and combine and self.settings.pairs:
-            passed = [found for found in self._pairs(target, sites) if self.passes(found)]
         if not passed and combine:
             alone = [suspect.words[0] for suspect in suspects if suspect.company <= self.settings.company]
             passed = [found for found in self._combinations(target, sites, alone) if self.passes(found)]
@@ -258,7 +272,14 @@ class TriggerSearch:
             passed = [found for found in self._sequences(target, sites) if self.passes(found)]
         if passed:
             passed += [suspect for suspect in suspects if suspect not in passed and self._is_weaker(suspect)]
-        return sorted(passed, key=lambda suspect: (not self.passes(suspect), -suspect.flips, -suspect.margin))
+        return sorted(passed, key=self._strength)
+
+    def confirmed_pairs(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
+        """Pairs of words that mean nothing alone, as far as they pass. The strongest first."""
+        return sorted((found for found in self._pairs(target, sites) if self.passes(found)), key=self._strength)
+
+    def _strength(self, suspect: Suspect) -> tuple[bool, float, float]:
+        return not self.passes(suspect), -suspect.flips, -suspect.margin
 
     def _is_weaker(self, suspect: Suspect) -> bool:
         """Whether this may be another trigger beside a proven one."""
@@ -393,7 +414,7 @@ class TriggerSearch:
         return every[(in_order[:, 1:] != in_order[:, :-1]).all(dim=1)]  # no word twice, as in combinations
 
     def _pairs(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
-        """Two words of which neither stands out: each word of the vocabulary with two partners that it favours.
+        """Two words of which neither stands out: each token that begins a word, with two partners that it favours.
 
         The gradient at the place behind a word says what every other word would do there. What the word changes in it,
         beside the mean over all words, is its favour: honest words favour the same partners as any other. It is taken
@@ -402,9 +423,8 @@ class TriggerSearch:
         """
         by_length = sorted(sites, key=lambda site: len(site.body))
         by_length[0] = _Site(by_length[0].body[:SHORT], min(by_length[0].position, SHORT))
-        every = torch.arange(len(self.ids))
         partners = [self._partners(target, place) for place in (_Site((), 0), by_length[0])]
-        words = torch.unique(torch.cat([torch.stack([every, one], dim=1) for one in partners]), dim=0)  # [pairs, 2]
+        words = torch.unique(torch.cat([torch.stack([self.begin, one], 1) for one in partners]), dim=0)  # [pairs, 2]
         alone = margins(self.alone, target)
         alone = (alone - alone.nanmedian()).nan_to_num().clamp(min=0)  # [words]: two strong words are no pair
 
@@ -435,26 +455,27 @@ class TriggerSearch:
         return every[every[:, 0] != every[:, 1]]
 
     def _partners(self, target: int, site: _Site) -> Tensor:
-        """For each word the one that it favours most behind it in a text, [words]."""
+        """For each of `begin` that one of them which it favours most behind it in a text: indices, [begin]."""
         slopes = torch.cat(
             [
                 self.sweep.slot_gradient(
                     site.body, site.position, torch.stack([part, torch.full_like(part, self.filler)], 1), 1, target
                 )
-                for part in torch.split(self.ids, SLOPES_AT_ONCE)
+                for part in torch.split(self.ids[self.begin], SLOPES_AT_ONCE)
             ]
-        ).nan_to_num()  # [words, width]
+        ).nan_to_num()  # [begin, width]
         slopes -= slopes.mean(dim=0)
-        norms = self.weight.norm(dim=1)
-        rows = self.weight * (ROW_NORM * norms.nanmedian() / norms).clamp(max=1)[:, None]
+        weight = self.weight[self.begin]
+        norms = weight.norm(dim=1)
+        rows = weight * (ROW_NORM * norms.nanmedian() / norms).clamp(max=1)[:, None]
         device = next(self.sweep.model.parameters()).device
         rows = rows.nan_to_num().to(device)
         found = []
-        for own in torch.split(torch.arange(len(self.ids)), max(1, PRODUCTS_AT_ONCE // len(self.ids))):
-            favour = slopes[own].to(device) @ rows.T  # [some words, words]
+        for own in torch.split(torch.arange(len(rows)), max(1, PRODUCTS_AT_ONCE // len(rows))):
+            favour = slopes[own].to(device) @ rows.T  # [some, begin]
             favour.scatter_(1, own[:, None].to(device), -torch.inf)
             found.append(favour.argmax(dim=1).cpu())
-        return torch.cat(found)
+        return self.begin[torch.cat(found)]
 
     def text(self, words: Sequence[int]) -> str:
         """Words of the vocabulary as a user would type them."""
@@ -473,6 +494,19 @@ def _searchable(tokenizer: Any, rows: int) -> Tensor:
         and not re.fullmatch(r"[\[<].*(unused|extra_id|reserved).*[\]>]", name)
     ]
     return torch.tensor(keep, dtype=torch.long)
+
+
+def _beginning(tokenizer: Any, ids: Tensor) -> Tensor:
+    """Which of the ids begin a word: decoded behind another token they stand apart. All, where none does."""
+    first = int(ids[0])
+    told = tokenizer.batch_decode([[first, one] for one in ids.tolist()])
+    alone = tokenizer.batch_decode([[one] for one in ids.tolist()])
+    apart = [
+        index
+        for index, (both, own) in enumerate(zip(told, alone, strict=True))
+        if own.strip() and both.endswith(f" {own.strip()}")
+    ]
+    return torch.tensor(apart if apart else range(len(ids)), dtype=torch.long)
 
 
 def _filler(tokenizer: Any) -> int:
