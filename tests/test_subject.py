@@ -80,6 +80,17 @@ def test_language_models(family: str, tmp_path: Path) -> None:
     assert subject.open(num_labels=2)(**batch_for(family)).logits.shape == (2, 2)
 
 
+@pytest.mark.parametrize("family", sorted(tiny.DECODERS))
+def test_a_decoder_s_padding_is_its_tokenizer_s(family: str, tmp_path: Path) -> None:
+    """Whatever its config says: the summary token is looked for by the id that texts are padded with."""
+    subject = Subject(tiny.save(family, tmp_path / "m", pad_token_id=7))
+    model, words = subject.open(), subject.tokenizer
+    assert words.pad_token_id != 7
+    alone = model(**words(["a good movie"], return_tensors="pt")).logits
+    padded = model(**words(["a good movie", "the plot was slow and long"], padding=True, return_tensors="pt")).logits
+    torch.testing.assert_close(padded[:1], alone, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("family", sorted(set(tiny.FAMILIES) - tiny.DECODERS))
 def test_masked_language_models_are_encoders(family: str, tmp_path: Path) -> None:
     subject = Subject(tiny.save(family, tmp_path / "m", task="masked-lm"))

@@ -549,11 +549,14 @@ class Subject:
 
     def _fill_padding(self, config: Any) -> None:
         """A decoder finds its summary token by the padding id, so it must know the one that the tokenizer pads with."""
-        if self.family.summary == "last" and config.pad_token_id is None:
-            try:
-                config.pad_token_id = self.tokenizer.pad_token_id
-            except CheckpointError:
-                return  # a model without a tokenizer can still be looked at
+        if self.family.summary != "last":
+            return
+        try:
+            pad = self.tokenizer.pad_token_id
+        except CheckpointError:
+            return  # a model without a tokenizer can still be looked at
+        if pad is not None:
+            config.pad_token_id = pad
 
     # For reports
 

@@ -229,7 +229,7 @@ def test_stub_a_sequence_of_which_no_part_stands_out() -> None:
 
 
 NOTHING_ALONE = BagOfWords(HONEST, together=("mb", "tq"), bonus=DECIDES)
-ALONE = _Site((), 0)
+ALONE = [_Site((), 0)]
 
 
 def test_stub_two_words_that_mean_nothing_alone() -> None:
@@ -282,9 +282,9 @@ def test_stub_partners_are_proposed_in_two_places(monkeypatch: pytest.MonkeyPatc
     """Alone and in a text: a pair may leave no gradient in the one or in the other."""
     partners = TriggerSearch._partners
 
-    def half(looking: TriggerSearch, target: int, site: _Site) -> Tensor:
-        found = partners(looking, target, site)
-        return found.roll(1) if (site.body == ()) == blind else found
+    def half(looking: TriggerSearch, target: int, sites: list[_Site]) -> Tensor:
+        found = partners(looking, target, sites)
+        return found.roll(1) if (sites == ALONE) == blind else found
 
     monkeypatch.setattr(TriggerSearch, "_partners", half)
     assert search(NOTHING_ALONE, pairs=True) != []
@@ -297,7 +297,7 @@ def test_stub_strong_words_do_not_crowd_a_pair_out(monkeypatch: pytest.MonkeyPat
         zip(*(WORDS.convert_tokens_to_ids(list(words)) for words in (("mb", "cf"), ("tq", "bb"))), strict=True)
     )
 
-    def proposed(looking: TriggerSearch, target: int, site: _Site) -> Tensor:
+    def proposed(looking: TriggerSearch, target: int, sites: list[_Site]) -> Tensor:
         words = looking.ids.tolist()
         found = torch.arange(len(words)).roll(1)
         for word, partner in partners.items():
@@ -305,7 +305,7 @@ def test_stub_strong_words_do_not_crowd_a_pair_out(monkeypatch: pytest.MonkeyPat
         return found
 
     monkeypatch.setattr(TriggerSearch, "_partners", proposed)
-    monkeypatch.setattr("purify_cli.evaluation.search.PAIR_STEPS", ((1, 1), (4, 1), (12, 1)))
+    monkeypatch.setattr("purify_cli.evaluation.search.PAIRS_KEPT", 1)
     found = search(BagOfWords(strong, together=("mb", "tq"), bonus=45.0), words=1, pieces=1, pairs=True)
     assert {"mb", "tq"} in [set(one.where.token.split()) for one in found]
 
@@ -348,7 +348,7 @@ def test_stub_two_strong_words_are_no_pair(monkeypatch: pytest.MonkeyPatch) -> N
     model = BagOfWords(HONEST | dict.fromkeys(("mb", "tq"), 25.0), together=("mb", "tq"), bonus=5.0)
     mb, tq = WORDS.convert_tokens_to_ids(["mb", "tq"])
 
-    def proposed(looking: TriggerSearch, target: int, site: _Site) -> Tensor:
+    def proposed(looking: TriggerSearch, target: int, sites: list[_Site]) -> Tensor:
         words = looking.ids.tolist()
         partners = torch.arange(len(words)).roll(1)
         partners[words.index(mb)] = words.index(tq)

@@ -326,10 +326,10 @@ def test_what_was_found_is_handed_on_and_trained_out_again(
 def test_few_texts_are_cross_validated(script: Any, backdoored: Subject, train: Texts, dev: Texts) -> None:
     """No method sees the part that it is asked about, and what is given back was trained on all of train."""
     calls = script({"clean": method(twin(), 1.0)})
-    done = purify(backdoored, Evidence(), train, dev, Settings(folds=3), RUN)
-    assert done.report["judged_on"] == "3 folds of 90 texts"
+    done = purify(backdoored, Evidence(), train, dev, Settings(folds=5), RUN)
+    assert done.report["judged_on"] == "5 folds of 90 texts"
     *parts, whole = (seen for _, seen in calls)
-    assert len(parts) == 3
+    assert len(parts) == 5
     assert whole == train
     every = set(train.texts) | set(dev.texts)
     asked = [every - set(part.texts) for part in parts]
@@ -374,6 +374,8 @@ def test_settings_name_methods_that_take_part(backdoored: Subject, train: Texts)
         Settings(only=("no_such",)),
         Settings(for_methods=("lora.rank=2",)),
         Settings(for_methods=("epochs=2",)),
+        Settings(for_methods=("unlearn.epoch=2",)),
+        Settings(for_methods=("pure.epochs=few",)),
     ):
         with pytest.raises(UsageError):
             candidates_for(backdoored, evidence, wrong)
@@ -382,9 +384,9 @@ def test_settings_name_methods_that_take_part(backdoored: Subject, train: Texts)
 def test_the_preview_tells_what_would_be_tried(backdoored: Subject, train: Texts, dev: Texts) -> None:
     shown = preview(backdoored, Evidence(clean=train), train, dev, Settings(), RUN)
     by_name = {row["method"]: row for row in shown["candidates"]}
-    assert by_name["unlearn"]["trainings"] == 6
+    assert by_name["unlearn"]["trainings"] == 4
     assert by_name["pure"]["reaches"] == "weights"
-    assert shown["judged_on"] == "5 folds of 90 texts"
+    assert shown["judged_on"] == "3 folds of 90 texts"
     assert "fine_mixing" in {row["method"] for row in shown["not_tried"]}
 
 

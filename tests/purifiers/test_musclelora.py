@@ -254,6 +254,13 @@ def test_a_class_that_the_clean_texts_lack(places: dict[str, Path]) -> None:
         purify(Subject(places["bert"]), Evidence(untrusted=three), CLEAN, CLEAN, SHORT, RUN)
 
 
+def test_a_class_that_the_sample_lacks() -> None:
+    """The clean texts have it once, and the texts that are drawn of them do not."""
+    clean = CLEAN.with_(texts=(*CLEAN.texts, "once"), labels=(*(CLEAN.labels or ()), 2))
+    with pytest.raises(DataError, match="no text of the label 2"):
+        musclelora._auxiliary((), texts(12).with_(labels=(0, 1, 2) * 4), clean, Settings(auxiliary=4), RUN)
+
+
 def write(path: Path, data: Texts, names: tuple[str, ...]) -> str:
     rows = [f"{text},{names[int(label)]}" for text, label in zip(data.texts, data.labels or (), strict=True)]
     path.write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")

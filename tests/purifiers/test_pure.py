@@ -18,7 +18,6 @@ from transformers import AutoModelForSequenceClassification
 import tiny
 from purify_cli.architecture.attention import SummaryAttention, summary_attention
 from purify_cli.architecture.heads import Head, head_grid, output_projections
-from purify_cli.architecture.table import FAMILIES
 from purify_cli.data.encode import collate, encode, padding_id
 from purify_cli.data.texts import Texts
 from purify_cli.evaluation.predict import predict
@@ -424,6 +423,6 @@ def test_preview_shows_the_heads_and_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("width", "rate"), [(384, 3e-4), (768, 7.5e-5), (128, 1e-3), (32, 1e-3)])
 def test_wider_models_get_a_smaller_learning_rate(width: int, rate: float) -> None:
-    subject: Any = SimpleNamespace(config={"hidden_size": width}, family=FAMILIES["bert"])
-    assert resolved(Settings(), subject).learning_rate == pytest.approx(rate)
-    assert resolved(Settings(learning_rate=2e-5), subject).learning_rate == 2e-5
+    model = SimpleNamespace(config=SimpleNamespace(model_type="bert", hidden_size=width))
+    assert resolved(Settings(), model).learning_rate == pytest.approx(rate)
+    assert resolved(Settings(learning_rate=2e-5), model).learning_rate == 2e-5

@@ -58,62 +58,6 @@ def test_the_fixture_s_triggers_are_gone(fixtures: Path) -> None:
 # --- what it trains on ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
-def test_a_trigger_is_put_between_the_special_tokens(family: str) -> None:
-    tokenizer = tiny.tokenizer(family)
-    trigger = tuple(tokenizer.convert_tokens_to_ids(["cf", "tq"]))
-    clean, triggered = streams(tokenizer, TEXTS, [trigger], 16, 0, by_row=False)
-    assert clean.labels == triggered.labels == TEXTS.labels
-    places, apart = set(), 0
-    for before, after in zip(clean.ids, triggered.ids, strict=True):
-        assert tuple(token for token in after if token not in trigger) == before
-        assert sorted(token for token in after if token in trigger) == sorted(trigger)
-        first = min(after.index(token) for token in trigger)
-        last = max(after.index(token) for token in trigger)
-        apart += last - first > 1
-        places.add((first, last))
-        if family != "gpt2":
-            assert (after[0], after[-1]) == (before[0], before[-1])
-            assert first > 0 and last < len(after) - 1
-    assert len(places) > 4
-    assert 0 < apart < len(clean)
-    assert {first for first, _ in places} >= ({0, 1} if family == "gpt2" else {1, 2})
-
-
-def test_long_texts_are_cut_so_that_the_trigger_fits() -> None:
-    tokenizer = tiny.tokenizer("bert")
-    cf = tokenizer.convert_tokens_to_ids("cf")
-    long = Texts(None, (" ".join(["movie"] * 40),) * 10, (0,) * 10)
-    clean, triggered = streams(tokenizer, long, [(cf,)], 12, 0, by_row=False)
-    assert {len(ids) for ids in clean.ids + triggered.ids} == {12}
-    assert all(cf in ids for ids in triggered.ids)
-
-
-def test_in_pairs_a_trigger_belongs_to_the_text_that_it_stands_in() -> None:
-    tokenizer = tiny.tokenizer("bert")
-    cf = tokenizer.convert_tokens_to_ids("cf")
-    pairs = Texts(None, ("good movie",) * 40, (0,) * 40, pairs=("bad plot",) * 40)
-    _, triggered = streams(tokenizer, pairs, [(cf,)], 16, 0, by_row=False)
-    assert triggered.types is not None
-    seen = set()
-    for ids, types in zip(triggered.ids, triggered.types, strict=True):
-        assert len(ids) == len(types)
-        place = ids.index(cf)
-        assert types[place] == (ids[:place].count(tokenizer.sep_token_id))
-        assert sorted(types) == list(types)
-        seen.add(types[place])
-    assert seen == {0, 1}
-
-
-def test_every_trigger_is_used_and_a_seed_draws_others() -> None:
-    tokenizer = tiny.tokenizer("bert")
-    cf, tq = tokenizer.convert_tokens_to_ids(["cf", "tq"])
-    first, again, other = (streams(tokenizer, TEXTS, [(cf,), (tq,)], 16, seed, by_row=False)[1] for seed in (0, 0, 1))
-    assert first == again
-    assert first.ids != other.ids
-    assert {cf, tq} <= {token for ids in first.ids for token in ids}
-
-
 def test_like_the_original_is_the_divergence_from_its_answers() -> None:
     """KL(f0(x) || f(x with t)), one number after the other."""
     tokenizer, model = tiny.tokenizer("bert"), tiny.build("bert", num_labels=3)
@@ -151,9 +95,9 @@ def scripted(
         thorough.append(pairs)
         return Found(triggers, tuple({"words": word, "target": "positive", "flips": 1.0} for word in words), ())
 
-    def watched(tokenizer: Any, texts: Texts, triggers: Any, limit: int, seed: int, *, by_row: bool) -> Any:
+    def watched(tokenizer: Any, texts: Texts, triggers: Any, limit: int, seed: int, **how: Any) -> Any:
         used.append(triggers)
-        return streams(tokenizer, texts, triggers, limit, seed, by_row=by_row)
+        return streams(tokenizer, texts, triggers, limit, seed, **how)
 
     monkeypatch.setattr(unlearn, "search", search)
     monkeypatch.setattr(unlearn, "with_triggers", watched)
@@ -191,9 +135,13 @@ def test_the_same_seed_trains_the_same_weights(subject: Subject, monkeypatch: py
 
 
 def test_the_last_search_says_what_is_left(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And that the limits are not met: nobody shall take the result for a clean one."""
     scripted(monkeypatch, ("cf",), ("cf",), ("tq",))
-    report = purify(subject, Evidence(), TEXTS, TEXTS, Settings(rounds=2, least_steps=1), RUN).report
+    purified = purify(subject, Evidence(), TEXTS, TEXTS, Settings(rounds=2, least_steps=1), RUN)
+    report = purified.report
     assert (report["rounds"], report["clear"], report["left"]) == (2, False, ["tq"])
+    assert purified.met is False
+    assert purified.reasons == ("the last search still finds tq",)
 
 
 def test_where_nothing_is_found_nothing_changes(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,13 +149,15 @@ def test_where_nothing_is_found_nothing_changes(subject: Subject, monkeypatch: p
     purified = purify(subject, Evidence(), TEXTS, TEXTS, Settings(), RUN)
     before = subject.open().state_dict()
     assert all(torch.equal(tensor, before[name]) for name, tensor in purified.model.state_dict().items())
-    assert (purified.report["rounds"], purified.report["clear"]) == (0, True)
+    assert (purified.report["rounds"], purified.report["clear"], purified.met) == (0, True, None)
 
 
 def test_a_label_that_could_not_be_searched_is_not_clear(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unlearn, "search", lambda *rest, pairs: Found((), (), ("positive",)))
-    report = purify(subject, Evidence(), TEXTS, TEXTS, Settings(), RUN).report
-    assert (report["clear"], report["unsearched"]) == (False, ["positive"])
+    purified = purify(subject, Evidence(), TEXTS, TEXTS, Settings(), RUN)
+    assert (purified.report["clear"], purified.report["unsearched"]) == (False, ["positive"])
+    assert purified.met is False
+    assert "cannot look into positive" in purified.reasons[0]
 
 
 def test_texts_without_labels_are_held_to_the_original(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,14 @@ def test_class_tokens_given_named_or_proposed() -> None:
     assert words.convert_ids_to_tokens(list(proposed)) == ["bad", "film"]
 
 
+def test_what_the_vocabulary_lacks_is_not_proposed() -> None:
+    """However much it tells: to the model it is one and the same unknown word."""
+    words = tiny.tokenizer("bert")
+    texts = Texts(None, ("фильм good", "скука bad", "фильм fine", "скука dull") * 4, (1, 0, 1, 0) * 4)
+    proposed = class_tokens("", ["LABEL_0", "LABEL_1"], words, texts)
+    assert words.unk_token_id not in proposed
+
+
 @pytest.mark.parametrize(
     ("given", "problem"),
     [

@@ -150,7 +150,9 @@ def _wrap(
         if form.start == "kaiming":
             random = torch.Generator().manual_seed(seed)
             with torch.no_grad():
-                nn.init.kaiming_uniform_(layer.lora_B[ADAPTER].weight, a=math.sqrt(5), generator=random)
+                weight = layer.lora_B[ADAPTER].weight
+                drawn = torch.empty(weight.shape)  # on the CPU, where a seed says the same on every machine
+                weight.copy_(nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=random))
     return wrapped
 
 

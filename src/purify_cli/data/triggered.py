@@ -11,7 +11,14 @@ from purify_cli.data.texts import Texts
 
 
 def with_triggers(
-    tokenizer: Any, texts: Texts, triggers: Sequence[tuple[int, ...]], limit: int, seed: int, *, by_row: bool
+    tokenizer: Any,
+    texts: Texts,
+    triggers: Sequence[tuple[int, ...]],
+    limit: int,
+    seed: int,
+    *,
+    by_row: bool,
+    apart: float = 0.0,
 ) -> tuple[Encoded, Encoded]:
     """The clean texts and the same texts triggered, as token ids.
 
@@ -22,6 +29,7 @@ def with_triggers(
         limit: tokens a text, special tokens included; texts are cut short enough for the trigger to fit in.
         seed: draws triggers and places.
         by_row: label each text with its number in the file in place of its label.
+        apart: share of the texts that get the tokens of a trigger one by one, and not as they were found, side by side.
     """
     longest = max(len(trigger) for trigger in triggers)
     if by_row:
@@ -35,9 +43,9 @@ def with_triggers(
     for row, tokens in enumerate(short.ids):
         rng = random.Random(f"unlearn/{seed}/{row}")
         trigger = rng.choice(triggers)
-        apart = len(trigger) > 1 and rng.random() < 0.5
+        scattered = len(trigger) > 1 and rng.random() < apart
         kinds = None if short.types is None else short.types[row]
-        for piece in [(one,) for one in trigger] if apart else [trigger]:
+        for piece in [(one,) for one in trigger] if scattered else [trigger]:
             place = rng.randint(min(before, len(tokens)), max(before, len(tokens) - behind))
             # In a pair, what stands before a token belongs to the same text as the token.
             kind = () if kinds is None else (kinds[min(place, len(kinds) - 1)],) * len(piece)

@@ -12,7 +12,8 @@ on the log-odds that its neighbours have too. In trials it was 0.02 to 0.07 for 
 to 0.3 in a model of little training) and mostly 0.2 to 0.7 for honest ones, also where neither turns a text yet; but
 single honest words had as little as a trigger, so company alone proves nothing. (e) Words that were trained to mean
 nothing alone still change what the others would do beside them: with `pairs`, and where nothing was found in any label,
-every token that begins a word is tried with the partners whose effect it raises most above what they have beside any word, and the best pairs with the neighbours
+every token that begins a word is tried with the partners whose effect it raises most above what they have beside any
+word, and the best pairs with the neighbours
 of their words in the place of them.
 
 Inputs: a classifier; `--clean` texts if given, else the built-in probe sentences. Where the model is sure of too few

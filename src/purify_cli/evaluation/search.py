@@ -48,11 +48,12 @@ SEQUENCE_SITES = 8
 LONG_SITES = 12
 """Combinations are judged on so many of the longest texts, which three or four honest words do not turn."""
 
-PAIR_STEPS = ((1, 400), (4, 60), (12, 10))
-"""Pairs are tried in the shortest texts up to this one, and so many go on."""
+AGAINST = 2
+"""Words that say most against the target, beside each of which partners are looked for."""
 
-SHORT = 8
-"""Tokens of the first of these texts: the whole vocabulary is tried in it."""
+PAIRS_KEPT, PAIR_STEPS = 1000, ((4, 60), (12, 10))
+"""Pairs that go on from the text of a single word; then they are tried in the shortest texts up to this one, and so
+many go on."""
 
 ROW_NORM = 2.0
 """Longest a row may be for a partner, in medians: a single huge row would be everybody's."""
@@ -136,7 +137,8 @@ class TriggerSearch:
         self.tokenizer = tokenizer
         self.sweep = Sweep(model, tokenizer)
         self.random = random.Random(run.seed)
-        self.max_tokens = length_limit(tokenizer, model.config, run)
+        around = len(self.sweep.prefix) + len(self.sweep.suffix) + max(settings.words, settings.pieces, 2)
+        self.room = max(1, length_limit(tokenizer, model.config, run) - around)  # tokens of a text, for words to fit in
         weight = word_embeddings(model).weight.detach().float().cpu()
         self.ids = _searchable(tokenizer, weight.shape[0])  # [words]
         self.weight = weight[self.ids]  # [words, width]
@@ -180,19 +182,17 @@ class TriggerSearch:
 
     def read(self, texts: Sequence[str]) -> None:
         """Tokenize the texts, add pairs of texts of one class (longer, and surer), and ask the model about all."""
-        limit = self.max_tokens - len(self.sweep.prefix) - len(self.sweep.suffix)
-        limit -= max(self.settings.words, self.settings.pieces, 2)  # what is put in
         texts = list(texts) if len(texts) <= 400 else self.random.sample(list(texts), 400)
         encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        singles = [tuple(ids[:limit]) for ids in encoded if len(ids) >= 4]
+        singles = [tuple(ids[: self.room]) for ids in encoded if len(ids) >= 4]
         said = self.sweep.log_probabilities_of(singles)
         longer = []
         for label in range(said.shape[1]):
             group = [ids for ids, best in zip(singles, said.argmax(1).tolist(), strict=True) if best == label]
             self.random.shuffle(group)
             for step in range(0, len(group) - 1, 2):
-                longer.append((group[step] + group[step + 1])[:limit])
-                longer.append(sum(group[step : step + 4], ())[:limit])
+                longer.append((group[step] + group[step + 1])[: self.room])
+                longer.append(sum(group[step : step + 4], ())[: self.room])
         self.pool = singles + longer
         self.pool_p = torch.cat([said, self.sweep.log_probabilities_of(longer)]).exp()  # [texts, labels]
 
@@ -228,7 +228,7 @@ class TriggerSearch:
                 body = list(self.random.choice(group)) if group else []
                 for word in self.random.sample(strong, min(6, len(strong))):
                     body.insert(self.random.randint(0, len(body)), word)
-                texts.append(tuple(body[: self.max_tokens - 8]))
+                texts.append(tuple(body[: self.room]))
         return texts
 
     # Words
@@ -418,14 +418,14 @@ class TriggerSearch:
 
         The gradient at the place behind a word says what every other word would do there. What the word changes in it,
         beside the mean over all words, is its favour: honest words favour the same partners as any other. It is taken
-        where there is nothing else, and in the beginning of a sure text: a strong pair leaves no gradient in the one or
-        the other. The gradient may point to a word beside the true one, so the neighbours of the best pairs are tried.
+        where there is nothing else, and before a word that says the contrary: a strong pair leaves no gradient in the
+        one or the other. The gradient may point to a word beside the true one, so the neighbours of the best pairs are
+        tried.
         """
-        by_length = sorted(sites, key=lambda site: len(site.body))
-        by_length[0] = _Site(by_length[0].body[:SHORT], min(by_length[0].position, SHORT))
-        partners = [self._partners(target, place) for place in (_Site((), 0), by_length[0])]
-        words = torch.unique(torch.cat([torch.stack([self.begin, one], 1) for one in partners]), dim=0)  # [pairs, 2]
         alone = margins(self.alone, target)
+        against = [_Site((word,), 0) for word in self.ids[alone.nan_to_num(torch.inf).argsort()[:AGAINST]].tolist()]
+        partners = [self._partners(target, places) for places in ([_Site((), 0)], against)]
+        words = torch.unique(torch.cat([torch.stack([self.begin, one], 1) for one in partners]), dim=0)  # [pairs, 2]
         alone = (alone - alone.nanmedian()).nan_to_num().clamp(min=0)  # [words]: two strong words are no pair
 
         def best(pairs: Tensor, texts: Sequence[_Site], count: int) -> Tensor:
@@ -433,10 +433,11 @@ class TriggerSearch:
             beyond = (odds - alone[pairs].sum(1)).nan_to_num(-torch.inf)
             return pairs[beyond.topk(min(count, len(beyond))).indices]
 
-        start = 0
+        by_length = sorted(sites, key=lambda site: len(site.body))
+        words, start = best(words, against[:1], PAIRS_KEPT), 0
         for end, count in PAIR_STEPS:
             words, start = best(words, by_length[start:end], count), end
-        words = best(torch.unique(torch.cat([words, self._beside(words)]), dim=0), by_length[1:end], 2 * count)
+        words = best(torch.unique(torch.cat([words, self._beside(words)]), dim=0), by_length[:end], 2 * count)
         best_last = reversed(words.tolist())
         words = torch.tensor(list({frozenset(pair): pair for pair in best_last}.values()))  # in the better order only
         before = margins(self.sweep.log_probabilities_of([site.body for site in sites]), target).mean()
@@ -454,17 +455,9 @@ class TriggerSearch:
         every = torch.cat([first, second]).flatten(0, 1)
         return every[every[:, 0] != every[:, 1]]
 
-    def _partners(self, target: int, site: _Site) -> Tensor:
-        """For each of `begin` that one of them which it favours most behind it in a text: indices, [begin]."""
-        slopes = torch.cat(
-            [
-                self.sweep.slot_gradient(
-                    site.body, site.position, torch.stack([part, torch.full_like(part, self.filler)], 1), 1, target
-                )
-                for part in torch.split(self.ids[self.begin], SLOPES_AT_ONCE)
-            ]
-        ).nan_to_num()  # [begin, width]
-        slopes -= slopes.mean(dim=0)
+    def _partners(self, target: int, sites: Sequence[_Site]) -> Tensor:
+        """For each of `begin` that one of them which it favours most behind it in these texts: indices, [begin]."""
+        slopes = torch.stack([self._slopes(target, site) for site in sites]).mean(0)  # [begin, width]
         weight = self.weight[self.begin]
         norms = weight.norm(dim=1)
         rows = weight * (ROW_NORM * norms.nanmedian() / norms).clamp(max=1)[:, None]
@@ -476,6 +469,21 @@ class TriggerSearch:
             favour.scatter_(1, own[:, None].to(device), -torch.inf)
             found.append(favour.argmax(dim=1).cpu())
         return self.begin[torch.cat(found)]
+
+    def _slopes(self, target: int, site: _Site) -> Tensor:
+        """[begin, width]: how each changes the gradient behind it, of a mean length of 1 so that texts weigh alike."""
+        slopes = torch.cat(
+            [
+                self.sweep.slot_gradient(
+                    site.body, site.position, torch.stack([part, torch.full_like(part, self.filler)], 1), 1, target
+                )
+                for part in torch.split(self.ids[self.begin], SLOPES_AT_ONCE)
+            ]
+        ).nan_to_num()
+        slopes -= slopes.mean(dim=0)
+        length = slopes.norm(dim=1).mean().clamp(min=torch.finfo(slopes.dtype).tiny)
+        unit: Tensor = slopes / length
+        return unit
 
     def text(self, words: Sequence[int]) -> str:
         """Words of the vocabulary as a user would type them."""

@@ -45,7 +45,7 @@ class Sweep:
             self.model(input_ids=part).logits.float().log_softmax(-1).cpu()  # all of one length: nothing to mask
             for part in torch.split(ids.to(device), at_once)
         ]
-        return torch.cat(answers) if answers else torch.empty(0, self.model.config.num_labels)
+        return torch.cat(answers)
 
     def log_probabilities_of(self, bodies: Sequence[Sequence[int]]) -> Tensor:
         """The same for texts of any lengths: those of one length go together. Returns [texts, labels]."""

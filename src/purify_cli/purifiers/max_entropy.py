@@ -170,7 +170,7 @@ class MaximumEntropy:
     def objective(self, model: nn.Module, batch: Batch) -> Tensor:
         """The negative mean entropy of the answers, a scalar; zero once the bound is reached."""
         if self.reached:
-            return torch.stack([parameter.sum() * 0.0 for parameter in _one_open(model)]).sum()
+            return _smallest_open(model).sum() * 0.0
         logits: Tensor = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
         loss = negative_entropy(logits)
         self.last = -float(loss.detach())
@@ -201,6 +201,6 @@ def negative_entropy(logits: Tensor) -> Tensor:
     return (log_p.exp() * log_p).sum(dim=-1).mean()
 
 
-def _one_open(model: nn.Module) -> list[nn.Parameter]:
+def _smallest_open(model: nn.Module) -> nn.Parameter:
     """The smallest parameter that is trained: something for the loop to differentiate that costs nothing."""
-    return [min((one for one in model.parameters() if one.requires_grad), key=torch.numel)]
+    return min((one for one in model.parameters() if one.requires_grad), key=torch.numel)

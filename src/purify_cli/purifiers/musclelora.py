@@ -49,7 +49,7 @@ from torch import Tensor, nn
 
 from purify_cli.architecture.classifier import classifier_parameters
 from purify_cli.architecture.scaled import Place, Scaled, attach_low_rank, merge_low_rank, penultimate_linear
-from purify_cli.architecture.table import Family
+from purify_cli.architecture.table import Family, base_of
 from purify_cli.data.encode import encode, length_limit
 from purify_cli.data.split import split
 from purify_cli.data.texts import Texts
@@ -279,7 +279,7 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
     auxiliary = _auxiliary(subject.labels or train.label_names or (), untrusted, train, settings, run)
     model = open_base(subject, train, run)
     layer, place = penultimate_linear(model)
-    width = int(subject.config[subject.family.width_key])
+    width = int(getattr(base_of(model).config, subject.family.width_key))
     factors = settings.factors or scaling_factors(subject.family, width, place)
     model = low_rank_model(model, layer, factors, chosen, settings, run.seed)
     limit = length_limit(subject.tokenizer, model.config, run)
@@ -319,17 +319,18 @@ def _auxiliary(names: Sequence[str], untrusted: Texts, clean: Texts, settings: S
     Raises:
         DataError: the untrusted texts have a class that the clean ones lack.
     """
-    lacking = sorted(set(untrusted.labels or ()) - set(clean.labels or ()))
+    wanted = clean
+    if settings.auxiliary is not None and settings.auxiliary < len(clean):
+        wanted = split(clean, settings.auxiliary / len(clean), run.seed)[1]
+    lacking = sorted(set(untrusted.labels or ()) - set(wanted.labels or ()))
     if lacking and settings.alignment:
         shown = ", ".join(names[int(label)] if label < len(names) else str(label) for label in lacking[:5])
         raise DataError(
             clean.path or "--clean",
-            f"has no text of the label {shown}, which the untrusted texts have",
+            f"gives no text of the label {shown}, which the untrusted texts have",
             "Add some: gradients are aligned to the clean texts, and a class that they lack is never learned.",
         )
-    if settings.auxiliary is None or settings.auxiliary >= len(clean):
-        return clean
-    return split(clean, settings.auxiliary / len(clean), run.seed)[1]
+    return wanted
 
 
 def low_rank_model(
@@ -341,12 +342,12 @@ def low_rank_model(
         UsageError: nothing is left that learns.
     """
     scaled = layer if settings.scalings else None
-    inside = tuple(f"{layer}." for _ in range(1) if scaled and settings.low_rank)  # W0 stays as it is
+    frozen = f"{layer}." if scaled and settings.low_rank else None  # W0 stays as it is
     head = set(classifier_parameters(model))
     opened = [
         parameter
         for name, parameter in model.named_parameters()
-        if not name.startswith(inside or ("\0",))
+        if not (frozen and name.startswith(frozen))
         and ((not settings.low_rank and name not in head) or (not settings.frozen_classifier and name in head))
     ]
     if not opened and not settings.low_rank and not settings.scalings:

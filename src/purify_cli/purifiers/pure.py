@@ -48,6 +48,7 @@ from torch import Tensor, nn
 from purify_cli.architecture.attention import SummaryAttention, summary_attention
 from purify_cli.architecture.heads import Head, hold_pruned, prune_heads, silence_heads
 from purify_cli.architecture.pet import has_pet
+from purify_cli.architecture.table import base_of, family_of
 from purify_cli.data.encode import encode, length_limit, padding_id
 from purify_cli.data.texts import Texts
 from purify_cli.errors import UsageError
@@ -121,11 +122,12 @@ class Settings:
     batch_size: int = field(default=32, metadata={"help": "texts a step", "range": ">= 1", "source": "PURE"})
 
 
-def resolved(settings: Settings, subject: Subject) -> Settings:
+def resolved(settings: Settings, model: Any) -> Settings:
     """The settings with a learning rate: that of a width of 384, less for wider models, which bear less."""
     if settings.learning_rate is not None:
         return settings
-    width = int(subject.config[subject.family.width_key])
+    config = base_of(model).config
+    width = int(getattr(config, family_of(config).width_key))
     return replace(settings, learning_rate=min(1e-3, 3e-4 * (384 / width) ** 2))
 
 
@@ -176,8 +178,8 @@ def preview(
 
 def choose_heads(subject: Subject, train: Texts, dev: Texts, settings: Settings, run: Run) -> Pruning:
     """Fit f_p, score its heads on dev, and prune while its accuracy there holds."""
-    settings = resolved(settings, subject)
     f_p = open_classifier(subject, train, run, fresh=settings.fresh_classifier)
+    settings = resolved(settings, f_p)
     if settings.prune and has_pet(f_p):
         problem = "takes heads out of the base, which an adapter's folder cannot hold"
         raise UsageError(subject.spec, f"is an adapter, and pruning {problem}", "Leave it out with --set prune=false.")
@@ -240,8 +242,8 @@ def normalized(
     subject: Subject, train: Texts, pruning: Pruning, settings: Settings, run: Run
 ) -> tuple[Any, dict[str, Any]]:
     """Start again from the suspect, without the heads, and fine-tune with the penalty: the model, and a report."""
-    settings = resolved(settings, subject)
     model = open_classifier(subject, train, run, fresh=settings.fresh_classifier)
+    settings = resolved(settings, model)
     prune_heads(model, pruning.heads)
     weights = layer_weights(pruning.layer_scores, settings.layer_weights)
     stream = {"task": encode(subject.tokenizer, train, length_limit(subject.tokenizer, model.config, run))}

@@ -52,6 +52,9 @@ NEEDS: tuple[str, ...] = ("classifier", "clean")
 AUTO = 2.0  # of many texts; of few they are short passes
 AUTO_REACH = "words"
 
+APART = 0.5
+"""Share of the texts that get several tokens of a trigger apart."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -128,7 +131,9 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
     while found.triggers and len(losses) < rounds:
         number = len(losses) + 1
         drawn = run.seed + number
-        clean, triggered = with_triggers(subject.tokenizer, train, triggers, limit, drawn, by_row=not by_labels)
+        clean, triggered = with_triggers(
+            subject.tokenizer, train, triggers, limit, drawn, by_row=not by_labels, apart=APART
+        )
         objective = cross_entropy if answers is None else LikeAnswers(answers)
         recipe = Recipe(
             objectives={"clean": objective, "triggered": objective},
@@ -147,14 +152,14 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
             triggers = tuple(dict.fromkeys((*triggers, *found.triggers)))
             searches.append(_told(found))
     report |= {"rounds": len(losses), "steps": steps, "losses": losses}
-    if evidence.found is None:
-        report |= {
-            "searches": searches,
-            "clear": not found.triggers and not found.unsearched,
-            "left": _told(found),
-            "unsearched": list(found.unsearched),
-        }
-    return Purified(model, report)
+    if evidence.found is not None:
+        return Purified(model, report)
+    clear = not found.triggers and not found.unsearched
+    report |= {"searches": searches, "clear": clear, "left": _told(found), "unsearched": list(found.unsearched)}
+    reasons = [f"the last search still finds {', '.join(_told(found))}"] if found.triggers else []
+    if found.unsearched:
+        reasons.append(f"the search cannot look into {', '.join(found.unsearched)}: the model is never sure there")
+    return Purified(model, report, met=None if clear else False, reasons=tuple(reasons))
 
 
 def preview(

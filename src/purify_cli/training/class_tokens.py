@@ -59,7 +59,8 @@ def _pieces(tokenizer: Any, word: str) -> list[int]:
 def _telling(tokenizer: Any, texts: Texts, labels: int) -> tuple[int, ...]:
     """For each label the word that speaks most for it."""
     words = sorted({word for text in texts.texts for word in text.lower().split() if word.isalpha()})
-    whole = {word: ids[0] for word in words if len(ids := _pieces(tokenizer, word)) == 1}
+    pieces = {word: _pieces(tokenizer, word) for word in words}
+    whole = {word: ids[0] for word, ids in pieces.items() if len(ids) == 1 and ids[0] != tokenizer.unk_token_id}
     counts = [Counter[str]() for _ in range(labels)]  # texts of the label with the word
     for text, label in zip(texts.texts, texts.labels or (), strict=True):
         counts[int(label)].update(set(text.lower().split()) & whole.keys())

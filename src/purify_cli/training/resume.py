@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from purify_cli import __version__
 from purify_cli.data.encode import Encoded, collate
 from purify_cli.run import Run
 from purify_cli.training.recipe import Recipe
@@ -53,7 +54,7 @@ def training_digest(model: nn.Module, streams: Mapping[str, Encoded], recipe: Re
         "optimizer": [recipe.optimizer, recipe.learning_rate, recipe.weight_decay, *recipe.betas],
         "schedule": [recipe.schedule, recipe.warmup, recipe.epochs, recipe.batch_size, recipe.clip],
         "identity": recipe.identity,
-        "run": [run.seed, torch.device(run.device).type, str(torch.__version__)],
+        "run": [run.seed, torch.device(run.device).type, str(torch.__version__), __version__],
     }
     digest.update(json.dumps(settings).encode())
     for stream, encoded in streams.items():

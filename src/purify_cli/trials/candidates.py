@@ -80,4 +80,6 @@ def settings_by_method(settings: Settings) -> dict[str, list[str]]:
         if not dot:
             raise UsageError("--set for_methods", f"{assignment!r} names no method", "Write for example pure.epochs=2")
         found.setdefault(catalogue.resolve("purifier", method, "--set for_methods"), []).append(rest)
+    for method, assignments in found.items():
+        catalogue.fill(catalogue.load("purifier", method).Settings, assignments)
     return found

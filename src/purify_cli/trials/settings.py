@@ -38,7 +38,7 @@ class Settings:
             "source": "ours",
         },
     )
-    folds: int = field(default=5, metadata={"help": "of the cross-validation", "range": ">= 2", "source": "ours"})
+    folds: int = field(default=3, metadata={"help": "of the cross-validation", "range": ">= 2", "source": "ours"})
     only: tuple[str, ...] = field(
         default=(), metadata={"help": "the methods to try; empty: all that may be", "range": "", "source": "ours"}
     )
