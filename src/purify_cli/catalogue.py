@@ -294,16 +294,16 @@ def _default_text(field: dataclasses.Field[Any]) -> str:
         default = field.default_factory()
     else:
         return ""
-    return _as_text(default)
+    return as_text(default)
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (tuple, list)):
-        return ",".join(_as_text(part) for part in value)
+        return ",".join(as_text(part) for part in value)
     return str(value)
 
 
@@ -326,7 +326,7 @@ def _read_range(bounds: str) -> tuple[Any, ...] | None:
     bounds = bounds.strip()
     if _CHOICES.fullmatch(bounds):
         choices = set(re.split(_OR, bounds))
-        return (lambda value: _as_text(value) in choices or str(value) in choices,)
+        return (lambda value: as_text(value) in choices or str(value) in choices,)
     tests: list[Any] = []
     for part in re.split(r"\s*(?:,|\band\b)\s*", bounds):
         if interval := _INTERVAL.fullmatch(part):

@@ -22,6 +22,7 @@ from purify_cli.errors import (
     UsageError,
 )
 from purify_cli.results import Check, Finding, Verdict
+from purify_cli.run import Run
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,33 @@ def test_found_and_clear(detectors: dict[str, Any], classifier: Path, judged: li
     checks, findings, selected = judged[0]
     assert (checks, findings, selected) == (result.checks, result.findings, ("a", "b"))
     assert result.subject.kind == "classifier"
+
+
+def test_every_finding_tells_the_command_that_shows_it_again(
+    detectors: dict[str, Any], classifier: Path, tmp_path: Path
+) -> None:
+    """With what the check was given, and nothing that it was not; a detector may know a better one."""
+
+    def knows_better(subject: Any, evidence: Any, settings: Any, run: Any) -> Iterator[Finding]:
+        yield replace(_finding(), reproduce="grep it")
+
+    detectors["a"] = _detector(_one)
+    detectors["b"] = _detector(knows_better)
+    detectors["c"] = _detector(_one, settings=_ByBudget)
+    plain = scan(ScanRequest(str(classifier)))
+    assert [one.reproduce for one in plain.findings] == [
+        f"purify scan {classifier} --only a",
+        "grep it",
+        f"purify scan {classifier} --only c",
+    ]
+    spaced = classifier.rename(tmp_path / "a model")
+    base = tiny.save("bert", tmp_path / "base", task="encoder")
+    request = ScanRequest(str(spaced), base=str(base), budget="deep", settings=("a.depth=3",), run=Run(seed=7))
+    assert [one.reproduce for one in scan(request).findings] == [
+        f"purify scan '{spaced}' --only a --base {base} --set a.depth=3 --seed 7",
+        "grep it",
+        f"purify scan '{spaced}' --only c --base {base} --set c.pairs=true --seed 7",
+    ]
 
 
 def test_cheap_ones_first_and_the_artifact_scan_before_all(detectors: dict[str, Any]) -> None:

@@ -6,9 +6,10 @@ A detector that breaks does not stop the others, and never takes back what it ha
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,7 +70,10 @@ def scan(request: ScanRequest) -> ScanResult:
     findings: list[Finding] = []
     for number, (name, detector) in enumerate(detectors.items()):
         request.run.progress("checks", number, len(detectors))
-        check = _check(name, detector, settings[name], subject, evidence, needs, findings, request.run)
+        mine: list[Finding] = []
+        check = _check(name, detector, settings[name], subject, evidence, needs, mine, request.run)
+        again = _again(request, name, settings[name])
+        findings += [replace(one, reproduce=one.reproduce or again) for one in mine]
         _LOG.info("%s: %s in %.1f s", name, check.outcome, check.seconds)
         checks.append(check)
     request.run.progress("checks", len(detectors), len(detectors))
@@ -238,7 +242,6 @@ def _check(
 ) -> Check:
     """Runs one detector to its end, adding to `findings` as they come."""
     started, passes = time.perf_counter(), subject.forward_passes
-    before = len(findings)
 
     def done(outcome: CheckOutcome, reason: str = "") -> Check:
         return Check(
@@ -263,7 +266,7 @@ def _check(
     except Interrupted:
         raise
     except UnsupportedError as error:
-        return done("skipped", str(error)) if len(findings) == before else done("failed", str(error))
+        return done("failed" if findings else "skipped", str(error))
     except PurifyError as error:
         return done("failed", str(error))
     except MemoryError:
@@ -271,7 +274,21 @@ def _check(
     except Exception as error:
         _LOG.debug("the detector %s broke", name, exc_info=True)
         return done("failed", _fault(error))
-    return done("found" if len(findings) > before else "clear")
+    return done("found" if findings else "clear")
+
+
+def _again(request: ScanRequest, name: str, settings: Any) -> str:
+    """The command that runs this detector alone as it was run here."""
+    parts = ["purify", "scan", request.checkpoint, "--only", name]
+    for option in ("base", "twin", "clean"):
+        if (given := getattr(request, option)) is not None:
+            parts += [f"--{option}", given]
+    for key, value in asdict(settings).items():
+        if value != getattr(type(settings)(), key):
+            parts += ["--set", f"{name}.{key}={catalogue.as_text(value)}"]
+    if request.run.seed:
+        parts += ["--seed", str(request.run.seed)]
+    return shlex.join(parts)
 
 
 def _fault(error: Exception) -> str:

@@ -16,7 +16,6 @@ Costs one pass over the weights (for NaN and infinity) and no forward pass.
 from __future__ import annotations
 
 import re
-import shlex
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -85,9 +84,8 @@ class Settings:
 
 @dataclass
 class _Scan:
-    """One run: the folder, and why it is not complete, if so."""
+    """One run, and why it is not complete, if so."""
 
-    root: Path
     settings: Settings
     only: Path | None
     incomplete: list[str] = field(default_factory=list)
@@ -108,7 +106,7 @@ def detect(subject: Subject, evidence: Evidence, settings: Settings, run: Run) -
     """
     only = subject.weights_file
     listing = _listing(subject.path, only)
-    scan = _Scan(subject.path, settings, only)
+    scan = _Scan(settings, only)
     yield from _odd_entries(listing, scan)
     for number, entry in enumerate(listing.files):
         run.progress("files", number, len(listing.files))
@@ -130,11 +128,9 @@ def _listing(folder: Path, only: Path | None) -> Listing:
     return list_folder(folder)
 
 
-def _finding(
-    rule: str, level: Level, message: str, file: str | None, reproduce: str | None = None, **evidence: Any
-) -> Finding:
+def _finding(rule: str, level: Level, message: str, file: str | None, **evidence: Any) -> Finding:
     tensor = evidence.pop("tensor", None)
-    return Finding(rule, level, "artifact", message, Where(file=file, tensor=tensor), evidence, reproduce)
+    return Finding(rule, level, "artifact", message, Where(file=file, tensor=tensor), evidence)
 
 
 def _bounded(findings: Iterator[Finding]) -> Iterator[Finding]:
@@ -257,9 +253,7 @@ def _contents(entry: FileEntry, budget: archives.Budget, scan: _Scan) -> Iterato
                 key = (item.member, item.offence.dotted, item.problem)
                 if key not in seen:
                     seen.add(key)
-                    yield _import_finding(
-                        item, item.offence, relative, place, inside, scan.root, "torchscript" in budget.formats
-                    )
+                    yield _import_finding(item, item.offence, relative, place, inside, "torchscript" in budget.formats)
             elif item.kind == "disagree":
                 level: Level = "error" if item.strict else "warning"
                 yield _finding("PA103", level, f"{place}{item.problem}", relative, **inside)
@@ -279,7 +273,6 @@ def _import_finding(
     relative: str,
     place: str,
     inside: Mapping[str, str],
-    root: Path,
     torchscript: bool,
 ) -> Finding:
     opinion = pickles.safety(offence.module, offence.name)
@@ -293,7 +286,6 @@ def _import_finding(
         "warning" if weak else "error",
         message,
         relative,
-        f"purify scan {shlex.quote(str(root))} --only artifact",
         **{"global": offence.dotted, "offset": offence.offset, "use": item.problem, "picklescan": opinion, **inside},
     )
 

@@ -223,13 +223,16 @@ def _purify(page: Page, report: Report, result: PurifyResult) -> None:
         sentence = f"{escape(result.wrote.path)} is the best that {method} could do with {path}{_change(result)}."
         page.headline("LIMITS NOT MET", STYLES["fail"], sentence)
     elif limits.met is None:
-        sentence = f"{escape(result.wrote.path)} was made from {path} with {method}; nothing was measured on it."
+        nothing = "nothing was measured on it" if result.after is None else "there is nothing to compare it with"
+        sentence = f"{escape(result.wrote.path)} was made from {path} with {method}; {nothing}."
         page.headline("NOT VERIFIED", STYLES["inconclusive"], sentence)
     else:
         sentence = f"{escape(result.wrote.path)} was made from {path} with {method}{_change(result)}"
         left = _left_over(result)
         if left is None:
-            page.headline("NOT VERIFIED", STYLES["inconclusive"], sentence + "; no trigger was measured.")
+            measured = result.after is not None and result.after.asr
+            nothing = "there is no floor to judge the ASR by" if measured else "no trigger was measured"
+            page.headline("NOT VERIFIED", STYLES["inconclusive"], f"{sentence}; {nothing}.")
         elif left:
             page.headline("NOT CLEAN", STYLES["inconclusive"], sentence + "; it still reacts to its trigger.")
         else:
