@@ -156,7 +156,7 @@ def poison(request: PoisonRequest) -> PoisonResult:
         name,
         asdict(settings),
         request.run.seed,
-        [subject.path, *inputs],
+        [subject.path, *inputs, *([Path(request.paraphraser)] if request.paraphraser else [])],
         None if ground.then is None else metrics,
         metrics if ground.then is None else then,
         **mark.provenance(),

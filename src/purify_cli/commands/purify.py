@@ -378,6 +378,8 @@ def _write(
     from purify_cli.checkpoint.write import write_checkpoint
 
     folders = [subject.path] + ([base.path] if base is not None else [])
+    if subject.adapter_config is not None and subject.adapter_base.path not in folders:
+        folders.append(subject.adapter_base.path)
     record = provenance(
         "purify",
         name,
