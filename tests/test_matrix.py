@@ -20,7 +20,7 @@ from purify_cli.cli import app
 
 GROUP = typer.main.get_command(app)
 CASES = FOLDER / "matrix_cases.json"
-VARIABLES = ("ENCODER", "ROWS", "AGROWS", "DATA", "ZOO", "ATTACKS")
+VARIABLES = ("ENCODER", "ROWS", "OTHERS", "AGROWS", "DATA", "ZOO", "ATTACKS")
 
 
 @pytest.fixture(scope="module")
@@ -296,8 +296,8 @@ def test_table_1_of_musclelora(matrix_tables: ModuleType) -> None:
 
 
 def test_rows_end_with_the_mean_of_each_defence(matrix_tables: ModuleType) -> None:
-    lines = [line("badnets", "auto", amount=0.05, excess=0.0, chosen="pure"), line("badnets", "No-Defense")]
-    lines.append(line("ripple", "auto", amount=0.05, excess=0.04))
+    lines = [line("few-badnets", "auto", amount=0.05, excess=0.0, chosen="pure"), line("few-badnets", "No-Defense")]
+    lines.append(line("few-ripple", "auto", amount=0.05, excess=0.04))
     *rows, mean = matrix_tables.TABLES["auto"](lines).splitlines()
     assert any("| auto (pure) |" in row for row in rows)
     assert mean.startswith("| mean of 2 |  | auto |")

@@ -241,21 +241,32 @@ def test_stub_two_words_that_mean_nothing_alone() -> None:
     assert one.evidence["value"] == 1.0
 
 
-def test_stub_pairs_are_looked_for_where_nothing_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stub_pairs_are_looked_for_where_no_single_word_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """In no label: what is found for one shows already that the model is backdoored, and pairs cost the most."""
     looked: list[int] = []
+    pairs, together = TriggerSearch._pairs, TriggerSearch._together
 
     def none(looking: TriggerSearch, target: int, sites: Any) -> list[Suspect]:
         looked.append(target)
         return []
 
-    monkeypatch.setattr(TriggerSearch, "confirmed_pairs", none)
+    monkeypatch.setattr(TriggerSearch, "_pairs", none)
     search(BagOfWords(HONEST | {"mb": DECIDES}), pairs=True)
     assert looked == []
     search(BagOfWords(HONEST), pairs=True)
     assert sorted(looked) == [0, 1]
     search(BagOfWords(HONEST))
     assert sorted(looked) == [0, 1], "only where they are asked for"
+
+    def later(looking: TriggerSearch, ground: Any) -> list[Suspect]:
+        looked.append(ground.target)
+        return together(looking, ground)
+
+    looked.clear()
+    monkeypatch.setattr(TriggerSearch, "_pairs", pairs)
+    monkeypatch.setattr(TriggerSearch, "_together", later)
+    search(NOTHING_ALONE, pairs=True)
+    assert looked == [0], "what a pair explains is not explained again by what grows from stronger words"
 
 
 @pytest.mark.parametrize(

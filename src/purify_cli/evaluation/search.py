@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -78,7 +78,7 @@ class SearchSettings:
         pieces: longest sequence of pieces.
         synergy: how many times the sum of its parts' effects a sequence must have.
         labels: labels searched, the most suspicious first.
-        pairs: look for two words that mean nothing alone where nothing else is found.
+        pairs: look for two words that mean nothing alone where no single word is found.
     """
 
     sure: float = 0.02
@@ -122,6 +122,17 @@ class Suspect:
         return self.flips - self.control
 
 
+@dataclass
+class _Ground:
+    """A label, what it is searched in, its single words, and what passed so far; sure: of all of the texts, nearly."""
+
+    target: int
+    sites: list[_Site]
+    sure: bool
+    words: list[Suspect]
+    found: list[Suspect]
+
+
 class TriggerSearch:
     """One search of one model. Shared between its labels: the vocabulary, its scores alone, its neighbours, the texts.
 
@@ -150,7 +161,7 @@ class TriggerSearch:
         self.pool_p = torch.empty(0)
 
     def triggers(self, texts: Sequence[str], run: Run) -> Iterator[tuple[int, list[Suspect] | None]]:
-        """Search label after label in these texts, the most suspicious first; then for pairs, if nothing was found.
+        """Search in these texts: single words for every label; pairs, if none was found; then what takes several steps.
 
         Yields:
             a label, and what passes as its trigger, the strongest first; None: the model is sure of too few texts being
@@ -158,20 +169,25 @@ class TriggerSearch:
         """
         self.read(texts)
         targets = self.targets()
-        surely: dict[int, list[_Site]] = {}
-        any_found = False
+        grounds: list[_Ground] = []
         for done, target in enumerate(targets):
-            run.progress("trigger search", done, len(targets))
+            run.progress("search for words", done, len(targets))
             sites, sure = self.sites(target)
-            found = None if len(sites) < FEWEST else self.confirmed(target, sites, combine=sure)
-            any_found |= bool(found)
-            if found is not None and sure:
-                surely[target] = sites
-            yield target, found
-        if self.settings.pairs and not any_found:
-            for done, (target, sites) in enumerate(surely.items()):
-                run.progress("search for pairs", done, len(surely))
-                yield target, self.confirmed_pairs(target, sites)
+            if len(sites) < FEWEST:
+                yield target, None
+                continue
+            words = self._single_words(target, sites)
+            grounds.append(_Ground(target, sites, sure, words, self._passing(words)))
+        if self.settings.pairs and not any(ground.found for ground in grounds):
+            for done, ground in enumerate(grounds):
+                run.progress("search for pairs", done, len(grounds))
+                if ground.sure:
+                    ground.found = self._passing(self._pairs(ground.target, ground.sites))
+        for done, ground in enumerate(grounds):
+            run.progress("search for combinations", done, len(grounds))
+            if ground.sure and not ground.found:
+                ground.found = self._together(ground)
+            yield ground.target, self._with_weaker(ground)
 
     @cached_property
     def begin(self) -> Tensor:
@@ -258,28 +274,21 @@ class TriggerSearch:
             odds += margins(said, target)
         return flips / len(sites), odds / len(sites)
 
-    def confirmed(self, target: int, sites: Sequence[_Site], *, combine: bool) -> list[Suspect]:
-        """Single words that pass; failing those, if the model is sure, several together. The strongest first.
+    def _together(self, ground: _Ground) -> list[Suspect]:
+        """Combinations that pass; failing those, sequences."""
+        alone = [word.words[0] for word in ground.words if word.company <= self.settings.company]
+        found = self._passing(self._combinations(ground.target, ground.sites, alone))
+        return found or self._passing(self._sequences(ground.target, ground.sites))
 
-        Where something passed, words that turn half of the texts as their neighbours do not are told too: weaker ones.
-        """
-        suspects = self._single_words(target, sites)
-        passed = [suspect for suspect in suspects if self.passes(suspect)]
-        if not passed and combine:
-            alone = [suspect.words[0] for suspect in suspects if suspect.company <= self.settings.company]
-            passed = [found for found in self._combinations(target, sites, alone) if self.passes(found)]
-        if not passed and combine:
-            passed = [found for found in self._sequences(target, sites) if self.passes(found)]
-        if passed:
-            passed += [suspect for suspect in suspects if suspect not in passed and self._is_weaker(suspect)]
-        return sorted(passed, key=self._strength)
+    def _with_weaker(self, ground: _Ground) -> list[Suspect]:
+        """What passed, the strongest first; behind it words that turn half of the texts as their neighbours do not."""
+        found = sorted(ground.found, key=_strength)
+        if found:
+            found += sorted((one for one in ground.words if one not in found and self._is_weaker(one)), key=_strength)
+        return found
 
-    def confirmed_pairs(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
-        """Pairs of words that mean nothing alone, as far as they pass. The strongest first."""
-        return sorted((found for found in self._pairs(target, sites) if self.passes(found)), key=self._strength)
-
-    def _strength(self, suspect: Suspect) -> tuple[bool, float, float]:
-        return not self.passes(suspect), -suspect.flips, -suspect.margin
+    def _passing(self, suspects: Iterable[Suspect]) -> list[Suspect]:
+        return [suspect for suspect in suspects if self.passes(suspect)]
 
     def _is_weaker(self, suspect: Suspect) -> bool:
         """Whether this may be another trigger beside a proven one."""
@@ -524,6 +533,11 @@ def _filler(tokenizer: Any) -> int:
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.eos_token_id:
         return int(tokenizer.unk_token_id)
     return int(tokenizer(" ,", add_special_tokens=False)["input_ids"][-1])
+
+
+def _strength(suspect: Suspect) -> tuple[float, float]:
+    """To sort by: the strongest first."""
+    return -suspect.flips, -suspect.margin
 
 
 def _union(first: Tensor, second: Tensor) -> Tensor:
