@@ -24,7 +24,7 @@ Cost: a search a round and one before (each about a `scan`), and in each round `
 few texts as many epochs as `least_steps` steps are.
 
 What it does not see, it does not remove: syntax and style are no words (see `pure`, `gba`). Where the search finds
-nothing the model is given back as it is. A report whose last search is not clear says what is left.
+nothing the model is given back as it is. If the last search is not clear the limits are not met; the report says why.
 """
 
 from __future__ import annotations
