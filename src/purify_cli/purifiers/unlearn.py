@@ -87,7 +87,7 @@ class Settings:
         default=1e-4, metadata={"help": "highest learning rate of AdamW", "range": "> 0", "source": "ours"}
     )
     batch_size: int = field(
-        default=32, metadata={"help": "texts of each stream a step", "range": ">= 1", "source": "ours"}
+        default=16, metadata={"help": "texts of each stream a step", "range": ">= 1", "source": "ours"}
     )
     warmup: float = field(
         default=0.1,
