@@ -298,6 +298,7 @@ def _default_text(field: dataclasses.Field[Any]) -> str:
 
 
 def as_text(value: Any) -> str:
+    """A setting's value as it is written after `--set key=`."""
     if value is None:
         return "none"
     if isinstance(value, bool):

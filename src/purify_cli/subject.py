@@ -555,7 +555,7 @@ class Subject:
             pad = self.tokenizer.pad_token_id
         except CheckpointError:
             return  # a model without a tokenizer can still be looked at
-        if pad is not None:
+        if pad is not None and pad < config.vocab_size:
             config.pad_token_id = pad
 
     # For reports

@@ -161,11 +161,13 @@ def test_every_finding_tells_the_command_that_shows_it_again(
     ]
     spaced = classifier.rename(tmp_path / "a model")
     base = tiny.save("bert", tmp_path / "base", task="encoder")
-    request = ScanRequest(str(spaced), base=str(base), budget="deep", settings=("a.depth=3",), run=Run(seed=7))
+    request = ScanRequest(
+        str(spaced), base=str(base), budget="deep", settings=("a.depth=3",), run=Run(seed=7, max_length=9)
+    )
     assert [one.reproduce for one in scan(request).findings] == [
-        f"purify scan '{spaced}' --only a --base {base} --set a.depth=3 --seed 7",
+        f"purify scan '{spaced}' --only a --base {base} --set a.depth=3 --seed 7 --max-length 9",
         "grep it",
-        f"purify scan '{spaced}' --only c --base {base} --set c.pairs=true --seed 7",
+        f"purify scan '{spaced}' --only c --base {base} --set c.pairs=true --seed 7 --max-length 9",
     ]
 
 

@@ -288,6 +288,8 @@ def _again(request: ScanRequest, name: str, settings: Any) -> str:
             parts += ["--set", f"{name}.{key}={catalogue.as_text(value)}"]
     if request.run.seed:
         parts += ["--seed", str(request.run.seed)]
+    if request.run.max_length is not None:
+        parts += ["--max-length", str(request.run.max_length)]
     return shlex.join(parts)
 
 
