@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from purify_cli.checkpoint import archives, code, not_finite, pickles, remote, templates
+from purify_cli.checkpoint import archives, code, not_finite, pickles, remote, shards, templates
 from purify_cli.checkpoint.header import looks_like_safetensors, read_header
 from purify_cli.checkpoint.inventory import FileEntry, Listing, list_folder
 from purify_cli.checkpoint.pickle_machine import Offence
@@ -60,14 +60,12 @@ _SURELY_PICKLED = re.compile(r"(^|/)((pytorch|adapter)_model.*\.bin|.*\.(pt|pth|
 _NOT_WEIGHTS = re.compile(
     r"(^|/)(optimizer|scheduler|scaler|rng_state|random_states|training_args|trainer_state)", re.IGNORECASE
 )
-_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 _COMPILED: Final[dict[bytes, str]] = {
     b"\x7fELF": "ELF",
     b"\xcf\xfa\xed\xfe": "Mach-O",
     b"\xce\xfa\xed\xfe": "Mach-O",
     b"\xca\xfe\xba\xbe": "Mach-O or Java",
 }
-_MAX_SHARDS: Final = 10_000
 _MAX_FINDINGS_PER_RULE_AND_FILE: Final = 50
 _MAX_TORCH_BYTES_WITHOUT_MMAP: Final = 2 << 30
 
@@ -503,55 +501,30 @@ def _shard_indexes(listing: Listing, scan: _Scan) -> Iterator[Finding]:
     for relative, entry in files.items():
         if relative.endswith(".index.json"):
             yield from _bounded(_shard_index(entry, files, odd, scan))
-    yield from _numbered_shards(files, odd, scan)
+    for shard in shards.missing_by_number(files):
+        if shard not in odd:
+            scan.miss(f"the shard {shard} is missing")
+            yield _finding("PA111", "note", f"the shard {shard} is missing", None, shard=shard)
 
 
 def _shard_index(entry: FileEntry, files: Mapping[str, FileEntry], odd: set[str], scan: _Scan) -> Iterator[Finding]:
     relative = entry.relative
-    folder = relative.rpartition("/")[0]
     try:
-        parsed = remote.read_json(_read(entry.path, remote.MAX_JSON_BYTES + 1), relative)
+        names, texts_alone = shards.named(_read(entry.path, remote.MAX_JSON_BYTES + 1), relative)
     except (CheckpointError, OSError) as error:
         problem = error.problem if isinstance(error, CheckpointError) else "cannot be read"
         scan.miss(f"{relative} {problem}")
         yield _finding("PA104", "warning", problem, relative)
         return
-    maps = [value for key, value in parsed if key == "weight_map"] if isinstance(parsed, remote.Pairs) else []
-    if not maps or not all(isinstance(item, remote.Pairs) for item in maps):
-        scan.miss(f"{relative} has no weight_map")
-        yield _finding("PA104", "warning", "has no weight_map", relative)
-        return
-    names = [name for item in maps for _, name in item]
-    if not all(isinstance(name, str) for name in names):
+    if not texts_alone:
         yield _finding("PA104", "warning", "names shards by something else than texts", relative)
-    shards = sorted({name for name in names if isinstance(name, str)})
-    for name in shards[:_MAX_SHARDS]:
+    for name in names:
         if archives.leaves_folder(name):
             yield _finding(
                 "PA108", "error", f"names the shard {name!r}, which lies outside the folder", relative, shard=name
             )
             continue
-        path = str(PurePosixPath(folder) / name)
-        if path in odd:
-            continue
-        if path not in files:
+        path = str(PurePosixPath(relative.rpartition("/")[0]) / name)
+        if path not in odd and path not in files:
             scan.miss(f"{relative} names the shard {name}, which is missing")
             yield _finding("PA111", "note", f"names the shard {name}, which is missing", relative, shard=name)
-
-
-def _numbered_shards(files: Mapping[str, FileEntry], odd: set[str], scan: _Scan) -> Iterator[Finding]:
-    """Shards that say how many they are, for folders whose index is missing too."""
-    groups: dict[tuple[str, str, str], set[int]] = {}
-    for relative in files:
-        if match := _SHARD.fullmatch(relative):
-            groups.setdefault((match["stem"], match["count"], match["suffix"]), set()).add(int(match["number"]))
-    for (stem, count, suffix), numbers in sorted(groups.items()):
-        total = int(count)
-        index = f"{stem}{suffix}.index.json"
-        if index in files or total > _MAX_SHARDS:
-            continue
-        for number in sorted(set(range(1, total + 1)) - numbers):
-            shard = f"{stem}-{number:05d}-of-{count}{suffix}"
-            if shard not in odd:
-                scan.miss(f"the shard {shard} is missing")
-                yield _finding("PA111", "note", f"the shard {shard} is missing", None, shard=shard)
