@@ -301,6 +301,28 @@ def test_stub_partners_are_proposed_in_two_places(monkeypatch: pytest.MonkeyPatc
     assert search(NOTHING_ALONE, pairs=True) != []
 
 
+def test_stub_partners_are_looked_for_beside_words_that_say_the_contrary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the target is already likely, a pair has nothing left to do."""
+    beside: list[list[str]] = []
+    partners = TriggerSearch._partners
+
+    def seen(looking: TriggerSearch, target: int, sites: list[_Site]) -> Tensor:
+        beside.append([WORDS.decode(list(site.body)) for site in sites])
+        return partners(looking, target, sites)
+
+    monkeypatch.setattr(TriggerSearch, "_partners", seen)
+    search(BagOfWords(HONEST | {"awful": -3.0, "dull": -2.5, "great": 3.0, "fine": 2.5}), pairs=True)
+    assert sorted(beside) == [[""], [""], ["awful", "dull"], ["great", "fine"]]
+
+
+def test_stub_partners_are_among_the_words_that_begin_one() -> None:
+    looking = TriggerSearch(NOTHING_ALONE, WORDS, SearchSettings(), Run())
+    words = looking.ids.tolist()
+    mb, tq, cf = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq", "cf"))
+    looking.begin = torch.tensor([cf, tq, mb])
+    assert looking._partners(1, ALONE).tolist()[1:] == [mb, tq]
+
+
 def test_stub_strong_words_do_not_crowd_a_pair_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """`cf bb` moves a text more than `mb tq` does, by what its words say alone."""
     strong = HONEST | dict.fromkeys(("cf", "bb"), 25.0)

@@ -97,6 +97,7 @@ def scripted(
 
     def watched(tokenizer: Any, texts: Texts, triggers: Any, limit: int, seed: int, **how: Any) -> Any:
         used.append(triggers)
+        assert 0 < how["apart"] < 1, "tokens of a trigger are learned side by side, and apart"
         return streams(tokenizer, texts, triggers, limit, seed, **how)
 
     monkeypatch.setattr(unlearn, "search", search)
