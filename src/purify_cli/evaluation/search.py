@@ -51,6 +51,9 @@ LONG_SITES = 12
 AGAINST = 2
 """Words that say most against the target, beside each of which partners are looked for."""
 
+PARTNERS_ALONE, PARTNERS_AGAINST = 1, 2
+"""Partners of a word that are tried: those that it favours in a text of its own, and beside words to the contrary."""
+
 PAIRS_KEPT, PAIR_STEPS = 1000, ((4, 60), (12, 10))
 """Pairs that go on from the text of a single word; then they are tried in the shortest texts up to this one, and so
 many go on."""
@@ -423,7 +426,7 @@ class TriggerSearch:
         return every[(in_order[:, 1:] != in_order[:, :-1]).all(dim=1)]  # no word twice, as in combinations
 
     def _pairs(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
-        """Two words of which neither stands out: each token that begins a word, with two partners that it favours.
+        """Two words of which neither stands out: each token that begins a word, with partners that it favours.
 
         The gradient at the place behind a word says what every other word would do there. What the word changes in it,
         beside the mean over all words, is its favour: honest words favour the same partners as any other. It is taken
@@ -433,8 +436,15 @@ class TriggerSearch:
         """
         alone = margins(self.alone, target)
         against = [_Site((word,), 0) for word in self.ids[alone.nan_to_num(torch.inf).argsort()[:AGAINST]].tolist()]
-        partners = [self._partners(target, places) for places in ([_Site((), 0)], against)]
-        words = torch.unique(torch.cat([torch.stack([self.begin, one], 1) for one in partners]), dim=0)  # [pairs, 2]
+        partners = torch.cat(
+            [
+                self._partners(target, [_Site((), 0)], PARTNERS_ALONE),
+                self._partners(target, against, PARTNERS_AGAINST),
+            ],
+            dim=1,
+        )  # [begin, partners]
+        words = torch.stack([self.begin[:, None].expand_as(partners), partners], dim=2).flatten(0, 1)
+        words = torch.unique(words, dim=0)  # [pairs, 2]
         alone = (alone - alone.nanmedian()).nan_to_num().clamp(min=0)  # [words]: two strong words are no pair
 
         def best(pairs: Tensor, texts: Sequence[_Site], count: int) -> Tensor:
@@ -464,8 +474,8 @@ class TriggerSearch:
         every = torch.cat([first, second]).flatten(0, 1)
         return every[every[:, 0] != every[:, 1]]
 
-    def _partners(self, target: int, sites: Sequence[_Site]) -> Tensor:
-        """For each of `begin` that one of them which it favours most behind it in these texts: indices, [begin]."""
+    def _partners(self, target: int, sites: Sequence[_Site], many: int) -> Tensor:
+        """For each of `begin` those of them which it favours most behind it in these texts: indices, [begin, many]."""
         slopes = torch.stack([self._slopes(target, site) for site in sites]).mean(0)  # [begin, width]
         weight = self.weight[self.begin]
         norms = weight.norm(dim=1)
@@ -476,7 +486,7 @@ class TriggerSearch:
         for own in torch.split(torch.arange(len(rows)), max(1, PRODUCTS_AT_ONCE // len(rows))):
             favour = slopes[own].to(device) @ rows.T  # [some, begin]
             favour.scatter_(1, own[:, None].to(device), -torch.inf)
-            found.append(favour.argmax(dim=1).cpu())
+            found.append(favour.topk(min(many, len(rows)), dim=1).indices.cpu())
         return self.begin[torch.cat(found)]
 
     def _slopes(self, target: int, site: _Site) -> Tensor:
