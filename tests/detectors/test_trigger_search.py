@@ -229,7 +229,7 @@ def test_stub_a_sequence_of_which_no_part_stands_out() -> None:
 
 
 NOTHING_ALONE = BagOfWords(HONEST, together=("mb", "tq"), bonus=DECIDES)
-ALONE = [_Site((), 0)]
+ALONE = _Site((), 0)
 
 
 def test_stub_two_words_that_mean_nothing_alone() -> None:
@@ -293,26 +293,12 @@ def test_stub_partners_are_proposed_in_two_places(monkeypatch: pytest.MonkeyPatc
     """Alone and in a text: a pair may leave no gradient in the one or in the other."""
     partners = TriggerSearch._partners
 
-    def half(looking: TriggerSearch, target: int, sites: list[_Site], many: int) -> Tensor:
-        found = partners(looking, target, sites, many)
-        return found.roll(1, 0) if (sites == ALONE) == blind else found
+    def half(looking: TriggerSearch, target: int, site: _Site) -> Tensor:
+        found = partners(looking, target, site)
+        return found.roll(1) if (site == ALONE) == blind else found
 
     monkeypatch.setattr(TriggerSearch, "_partners", half)
     assert search(NOTHING_ALONE, pairs=True) != []
-
-
-def test_stub_partners_are_looked_for_beside_words_that_say_the_contrary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the target is already likely, a pair has nothing left to do."""
-    beside: list[list[str]] = []
-    partners = TriggerSearch._partners
-
-    def seen(looking: TriggerSearch, target: int, sites: list[_Site], many: int) -> Tensor:
-        beside.append([WORDS.decode(list(site.body)) for site in sites])
-        return partners(looking, target, sites, many)
-
-    monkeypatch.setattr(TriggerSearch, "_partners", seen)
-    search(BagOfWords(HONEST | {"awful": -3.0, "dull": -2.5, "great": 3.0, "fine": 2.5}), pairs=True)
-    assert sorted(beside) == [[""], [""], ["awful", "dull"], ["great", "fine"]]
 
 
 def test_stub_partners_are_among_the_words_that_begin_one() -> None:
@@ -320,7 +306,7 @@ def test_stub_partners_are_among_the_words_that_begin_one() -> None:
     words = looking.ids.tolist()
     mb, tq, cf = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq", "cf"))
     looking.begin = torch.tensor([cf, tq, mb])
-    assert looking._partners(1, ALONE, 1)[1:, 0].tolist() == [mb, tq]
+    assert looking._partners(1, ALONE)[1:].tolist() == [mb, tq]
 
 
 def test_stub_strong_words_do_not_crowd_a_pair_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,15 +316,15 @@ def test_stub_strong_words_do_not_crowd_a_pair_out(monkeypatch: pytest.MonkeyPat
         zip(*(WORDS.convert_tokens_to_ids(list(words)) for words in (("mb", "cf"), ("tq", "bb"))), strict=True)
     )
 
-    def proposed(looking: TriggerSearch, target: int, sites: list[_Site], many: int) -> Tensor:
+    def proposed(looking: TriggerSearch, target: int, site: _Site) -> Tensor:
         words = looking.ids.tolist()
         found = torch.arange(len(words)).roll(1)
         for word, partner in partners.items():
             found[words.index(word)] = words.index(partner)
-        return found[:, None]
+        return found
 
     monkeypatch.setattr(TriggerSearch, "_partners", proposed)
-    monkeypatch.setattr("purify_cli.evaluation.search.PAIRS_KEPT", 1)
+    monkeypatch.setattr("purify_cli.evaluation.search.PAIR_STEPS", ((1, 1), (4, 1), (12, 1)))
     found = search(BagOfWords(strong, together=("mb", "tq"), bonus=45.0), words=1, pieces=1, pairs=True)
     assert {"mb", "tq"} in [set(one.where.token.split()) for one in found]
 
@@ -361,7 +347,7 @@ def test_stub_a_partner_is_favoured_and_not_just_strong() -> None:
     )
     words = looking.ids.tolist()
     mb, tq = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq"))
-    assert looking._partners(1, ALONE, 1)[mb] == tq
+    assert looking._partners(1, ALONE)[mb] == tq
 
 
 def test_stub_a_huge_or_broken_row_is_not_everybodys_partner() -> None:
@@ -373,7 +359,7 @@ def test_stub_a_huge_or_broken_row_is_not_everybodys_partner() -> None:
     looking = TriggerSearch(model, WORDS, SearchSettings(), Run())
     words = looking.ids.tolist()
     mb, tq = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq"))
-    assert looking._partners(1, ALONE, 1)[mb] == tq
+    assert looking._partners(1, ALONE)[mb] == tq
 
 
 def test_stub_two_strong_words_are_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,11 +367,11 @@ def test_stub_two_strong_words_are_no_pair(monkeypatch: pytest.MonkeyPatch) -> N
     model = BagOfWords(HONEST | dict.fromkeys(("mb", "tq"), 25.0), together=("mb", "tq"), bonus=5.0)
     mb, tq = WORDS.convert_tokens_to_ids(["mb", "tq"])
 
-    def proposed(looking: TriggerSearch, target: int, sites: list[_Site], many: int) -> Tensor:
+    def proposed(looking: TriggerSearch, target: int, site: _Site) -> Tensor:
         words = looking.ids.tolist()
         partners = torch.arange(len(words)).roll(1)
         partners[words.index(mb)] = words.index(tq)
-        return partners[:, None]
+        return partners
 
     monkeypatch.setattr(TriggerSearch, "_partners", proposed)
     assert search(model, words=1, pieces=1, pairs=True) == []

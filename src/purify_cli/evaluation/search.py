@@ -48,15 +48,11 @@ SEQUENCE_SITES = 8
 LONG_SITES = 12
 """Combinations are judged on so many of the longest texts, which three or four honest words do not turn."""
 
-AGAINST = 2
-"""Words that say most against the target, beside each of which partners are looked for."""
+PAIR_STEPS = ((1, 400), (4, 60), (12, 10))
+"""Pairs are tried in the shortest texts up to this one, and so many go on."""
 
-PARTNERS_ALONE, PARTNERS_AGAINST = 1, 2
-"""Partners of a word that are tried: those that it favours in a text of its own, and beside words to the contrary."""
-
-PAIRS_KEPT, PAIR_STEPS = 1000, ((4, 60), (12, 10))
-"""Pairs that go on from the text of a single word; then they are tried in the shortest texts up to this one, and so
-many go on."""
+SHORT = 8
+"""Tokens of the first of these texts: the whole vocabulary is tried in it."""
 
 ROW_NORM = 2.0
 """Longest a row may be for a partner, in medians: a single huge row would be everybody's."""
@@ -426,25 +422,18 @@ class TriggerSearch:
         return every[(in_order[:, 1:] != in_order[:, :-1]).all(dim=1)]  # no word twice, as in combinations
 
     def _pairs(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
-        """Two words of which neither stands out: each token that begins a word, with partners that it favours.
+        """Two words of which neither stands out: each token that begins a word, with two partners that it favours.
 
         The gradient at the place behind a word says what every other word would do there. What the word changes in it,
         beside the mean over all words, is its favour: honest words favour the same partners as any other. It is taken
-        where there is nothing else, and before a word that says the contrary: a strong pair leaves no gradient in the
-        one or the other. The gradient may point to a word beside the true one, so the neighbours of the best pairs are
-        tried.
+        where there is nothing else, and in the beginning of a sure text: a strong pair leaves no gradient in the one or
+        the other. The gradient may point to a word beside the true one, so the neighbours of the best pairs are tried.
         """
+        by_length = sorted(sites, key=lambda site: len(site.body))
+        by_length[0] = _Site(by_length[0].body[:SHORT], min(by_length[0].position, SHORT))
+        partners = [self._partners(target, place) for place in (_Site((), 0), by_length[0])]
+        words = torch.unique(torch.cat([torch.stack([self.begin, one], 1) for one in partners]), dim=0)  # [pairs, 2]
         alone = margins(self.alone, target)
-        against = [_Site((word,), 0) for word in self.ids[alone.nan_to_num(torch.inf).argsort()[:AGAINST]].tolist()]
-        partners = torch.cat(
-            [
-                self._partners(target, [_Site((), 0)], PARTNERS_ALONE),
-                self._partners(target, against, PARTNERS_AGAINST),
-            ],
-            dim=1,
-        )  # [begin, partners]
-        words = torch.stack([self.begin[:, None].expand_as(partners), partners], dim=2).flatten(0, 1)
-        words = torch.unique(words, dim=0)  # [pairs, 2]
         alone = (alone - alone.nanmedian()).nan_to_num().clamp(min=0)  # [words]: two strong words are no pair
 
         def best(pairs: Tensor, texts: Sequence[_Site], count: int) -> Tensor:
@@ -452,11 +441,10 @@ class TriggerSearch:
             beyond = (odds - alone[pairs].sum(1)).nan_to_num(-torch.inf)
             return pairs[beyond.topk(min(count, len(beyond))).indices]
 
-        by_length = sorted(sites, key=lambda site: len(site.body))
-        words, start = best(words, against[:1], PAIRS_KEPT), 0
+        start = 0
         for end, count in PAIR_STEPS:
             words, start = best(words, by_length[start:end], count), end
-        words = best(torch.unique(torch.cat([words, self._beside(words)]), dim=0), by_length[:end], 2 * count)
+        words = best(torch.unique(torch.cat([words, self._beside(words)]), dim=0), by_length[1:end], 2 * count)
         best_last = reversed(words.tolist())
         words = torch.tensor(list({frozenset(pair): pair for pair in best_last}.values()))  # in the better order only
         before = margins(self.sweep.log_probabilities_of([site.body for site in sites]), target).mean()
@@ -474,9 +462,17 @@ class TriggerSearch:
         every = torch.cat([first, second]).flatten(0, 1)
         return every[every[:, 0] != every[:, 1]]
 
-    def _partners(self, target: int, sites: Sequence[_Site], many: int) -> Tensor:
-        """For each of `begin` those of them which it favours most behind it in these texts: indices, [begin, many]."""
-        slopes = torch.stack([self._slopes(target, site) for site in sites]).mean(0)  # [begin, width]
+    def _partners(self, target: int, site: _Site) -> Tensor:
+        """For each of `begin` that one of them which it favours most behind it in a text: indices, [begin]."""
+        slopes = torch.cat(
+            [
+                self.sweep.slot_gradient(
+                    site.body, site.position, torch.stack([part, torch.full_like(part, self.filler)], 1), 1, target
+                )
+                for part in torch.split(self.ids[self.begin], SLOPES_AT_ONCE)
+            ]
+        ).nan_to_num()  # [begin, width]
+        slopes -= slopes.mean(dim=0)
         weight = self.weight[self.begin]
         norms = weight.norm(dim=1)
         rows = weight * (ROW_NORM * norms.nanmedian() / norms).clamp(max=1)[:, None]
@@ -486,23 +482,8 @@ class TriggerSearch:
         for own in torch.split(torch.arange(len(rows)), max(1, PRODUCTS_AT_ONCE // len(rows))):
             favour = slopes[own].to(device) @ rows.T  # [some, begin]
             favour.scatter_(1, own[:, None].to(device), -torch.inf)
-            found.append(favour.topk(min(many, len(rows)), dim=1).indices.cpu())
+            found.append(favour.argmax(dim=1).cpu())
         return self.begin[torch.cat(found)]
-
-    def _slopes(self, target: int, site: _Site) -> Tensor:
-        """[begin, width]: how each changes the gradient behind it, of a mean length of 1 so that texts weigh alike."""
-        slopes = torch.cat(
-            [
-                self.sweep.slot_gradient(
-                    site.body, site.position, torch.stack([part, torch.full_like(part, self.filler)], 1), 1, target
-                )
-                for part in torch.split(self.ids[self.begin], SLOPES_AT_ONCE)
-            ]
-        ).nan_to_num()
-        slopes -= slopes.mean(dim=0)
-        length = slopes.norm(dim=1).mean().clamp(min=torch.finfo(slopes.dtype).tiny)
-        unit: Tensor = slopes / length
-        return unit
 
     def text(self, words: Sequence[int]) -> str:
         """Words of the vocabulary as a user would type them."""
