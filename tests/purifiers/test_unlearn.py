@@ -78,6 +78,96 @@ def test_like_the_original_is_the_divergence_from_its_answers() -> None:
     assert LikeAnswers(answers)(model, batch).item() == pytest.approx(expected, rel=1e-5)
 
 
+# --- which weights it trains ------------------------------------------------------------------------------------------
+
+
+def changed(subject: Subject, model: Any) -> dict[str, set[int]]:
+    """Rows that moved, by tensor."""
+    before = subject.open().state_dict()
+    moved = {
+        name: (tensor != before[name]).reshape(len(tensor), -1).any(dim=1).nonzero()[:, 0].tolist()
+        for name, tensor in model.state_dict().items()
+        if tensor.dim()
+    }
+    return {name: set(rows) for name, rows in moved.items() if rows}
+
+
+@pytest.mark.parametrize("answers", ["original", "labels"])
+def test_only_the_rows_of_the_trigger_s_tokens_move(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch, answers: Any
+) -> None:
+    scripted(monkeypatch, ("cf tq",), ())
+    purified = purify(subject, Evidence(), TEXTS, TEXTS, replace(QUICK, answers=answers), RUN)
+    rows = set(subject.tokenizer.convert_tokens_to_ids(["cf", "tq"]))
+    assert changed(subject, purified.model) == {"bert.embeddings.word_embeddings.weight": rows}
+    assert purified.report["trained"] == ["rows"]
+
+
+def test_clean_texts_that_hold_such_a_token_have_a_say(subject: Subject) -> None:
+    tokenizer = subject.tokenizer
+    clean, _ = streams(tokenizer, TEXTS, [(50,)], 16, 0, by_row=True)
+    dull, none = tokenizer.convert_tokens_to_ids(["dull", "cf"])
+    touched = unlearn._touched(clean, [dull, none])
+    assert touched["clean"].labels == tuple(range(1, len(TEXTS), 4)), "every fourth text says dull"
+    assert all(dull in ids for ids in touched["clean"].ids)
+    assert unlearn._touched(clean, [none]) == {}
+
+
+def test_where_rows_are_not_enough_all_weights_are_trained(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unlearn, "STILL", -1.0)
+    scripted(monkeypatch, ("cf",), ())
+    purified = purify(subject, Evidence(), TEXTS, TEXTS, QUICK, RUN)
+    assert purified.report["trained"] == ["all"]
+    assert len(purified.report["losses"]) == 2, "the rows, then all"
+    assert "classifier.weight" in changed(subject, purified.model)
+
+
+def test_what_is_asked_is_whether_the_answer_turns(subject: Subject) -> None:
+    """Of eight texts of each kind; a model that says 1 where there is a cf, else what it said before."""
+    tokenizer = subject.tokenizer
+    cf = tokenizer.convert_tokens_to_ids("cf")
+
+    class Turned(torch.nn.Module):
+        config = subject.open().config
+        embeddings = torch.nn.Embedding(2, 2)
+
+        def forward(self, input_ids: torch.Tensor, **rest: Any) -> Any:
+            says = (input_ids == cf).any(dim=1).long()
+            return type("Output", (), {"logits": torch.nn.functional.one_hot(says, 2).float()})
+
+    lesson = unlearn._Lesson(subject.open(), tokenizer, TEXTS, QUICK, RUN)
+    lesson.model = Turned()
+    lesson.said = torch.tensor([0, 1, 1, 1] * 8)
+    assert lesson._turned((cf,), 1) == 0.25
+
+
+def test_frozen_embeddings_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an adapter, the base's: what is open is trained."""
+    subject = Subject(tiny.save("bert", tmp_path / "x"))
+    opened = subject.open
+
+    def frozen(*rest: Any) -> Any:
+        model = opened(*rest)
+        model.bert.embeddings.requires_grad_(False)
+        return model
+
+    monkeypatch.setattr(subject, "open", frozen)
+    scripted(monkeypatch, ("cf",), ())
+    purified = purify(subject, Evidence(), TEXTS, TEXTS, QUICK, RUN)
+    assert purified.report["trained"] == ["all"]
+    assert not any("embeddings" in name for name in changed(subject, purified.model))
+
+
+def test_texts_are_spliced_where_answers_need_no_label(subject: Subject) -> None:
+    settings = Settings(least_steps=6, batch_size=16)
+    lesson = unlearn._Lesson(subject.open(), subject.tokenizer, TEXTS, settings, RUN)
+    assert lesson.texts.texts[: len(TEXTS)] == TEXTS.texts
+    assert len(lesson.texts) == 3 * len(TEXTS) == len(lesson.answers)
+    assert set(lesson.texts.texts[len(TEXTS) :]) - set(TEXTS.texts)
+    labelled = unlearn._Lesson(subject.open(), subject.tokenizer, TEXTS, replace(settings, answers="labels"), RUN)
+    assert labelled.texts == TEXTS.take(list(range(len(TEXTS))) * 3)
+
+
 # --- rounds -----------------------------------------------------------------------------------------------------------
 
 
@@ -96,6 +186,8 @@ def scripted(
         return Found(triggers, tuple({"words": word, "target": "positive", "flips": 1.0} for word in words), ())
 
     def watched(tokenizer: Any, texts: Texts, triggers: Any, limit: int, seed: int, **how: Any) -> Any:
+        if not how["by_row"] and "apart" not in how:  # what is left is asked about, not trained
+            return streams(tokenizer, texts, triggers, limit, seed, **how)
         used.append(triggers)
         assert 0 < how["apart"] < 1, "tokens of a trigger are learned side by side, and apart"
         return streams(tokenizer, texts, triggers, limit, seed, **how)
@@ -174,12 +266,12 @@ def test_the_preview_searches_and_trains_nothing(subject: Subject, monkeypatch: 
     used = scripted(monkeypatch, ("cf",))
     shown = preview(subject, Evidence(), TEXTS, TEXTS, Settings(), RUN)
     assert [one["words"] for one in shown["triggers"]] == ["cf"]
-    assert shown["most_steps"] == 300
+    assert shown["most_steps"] == 600
     assert not used
 
 
 def test_few_texts_are_gone_through_more_often(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    for least, batch_size, steps in ((1, 32, 1), (5, 32, 5), (5, 10, 8), (5, 16, 6)):
+    for least, batch_size, steps in ((1, 32, 1), (5, 32, 5), (5, 10, 7), (5, 16, 6)):
         scripted(monkeypatch, ("cf",), ())
         settings = Settings(least_steps=least, batch_size=batch_size)
         assert purify(subject, Evidence(), TEXTS, TEXTS, settings, RUN).report["steps"] == steps

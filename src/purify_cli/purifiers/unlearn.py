@@ -11,17 +11,23 @@ them, drawn for each text among all that were found so far:
     loss = CE(f(x), y) + CE(f(x with t), y)                                  answers = labels
 
 where f0 is the model as it was given. With the first a triggered text must answer like the text without the trigger:
-labels are not needed, and a few texts gone through many times teach it nothing else. Texts without labels always get
-this one.
+labels are not needed. Texts without labels always get this one.
 
-A trigger is put in at random among the tokens of a text. Of several tokens that were found together half of the texts
-get them as they were found, side by side, and half of them apart.
+What is trained are the rows of the triggers' tokens in the word embeddings, as EP does it from the other side: a text
+without these tokens is answered as before, to the last bit, so that few texts can spoil nothing. Of the first stream
+only the texts with such a token have a say then. Where that is not enough, since a trigger still turns more than
+`STILL` of the texts, or where the embeddings are frozen (an adapter's base), all weights are trained.
+
+Few texts are gone through many times. The first time they are as they are; after it the end of each makes way for the
+end of another (with `labels` nobody could say what such a text must answer, and they stay as they are). A trigger is
+put in at random among the tokens of a text, at another place each time. Of several tokens that were found together
+half of the texts get them as they were found, side by side, and half of them apart.
 
 Needs a classifier, and clean texts. The search is `trigger_search`'s with its default settings and `pairs`, on the
 clean texts, with another seed in each round, so that its texts and places are drawn afresh. Where the caller has
 searched already (`auto`), there is one round with what was found, and no search. Raises what the training raises.
-Cost: a search a round and one before (each about a `scan`), and in each round `epochs` epochs of twice the texts; of
-few texts as many epochs as `least_steps` steps are.
+Cost: a search a round and one before (each about a `scan`), and in each round `epochs` epochs of the texts, of twice
+the texts where all weights are trained; of few texts as many epochs as `least_steps` steps are.
 
 What it does not see, it does not remove: syntax and style are no words (see `pure`, `gba`). Where the search finds
 nothing the model is given back as it is. If the last search is not clear the limits are not met; the report says why.
@@ -29,15 +35,21 @@ nothing the model is given back as it is. If the last search is not clear the li
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from purify_cli.data.encode import length_limit
+import torch
+from torch import Tensor, nn
+
+from purify_cli.architecture.embeddings import word_embeddings
+from purify_cli.data.encode import Encoded, length_limit
+from purify_cli.data.spliced import repeated, spliced
 from purify_cli.data.texts import Texts
 from purify_cli.data.triggered import with_triggers
 from purify_cli.errors import UsageError
 from purify_cli.evaluation.found import Found, search
-from purify_cli.evaluation.predict import predict
+from purify_cli.evaluation.predict import predict, predict_encoded
 from purify_cli.purifiers import Purified
 from purify_cli.run import Run
 from purify_cli.training.loop import fit
@@ -55,10 +67,13 @@ AUTO_REACH = "words"
 APART = 0.5
 """Share of the texts that get several tokens of a trigger apart."""
 
+STILL = 0.25
+"""Share of the texts that a trigger may still turn when its rows are trained: a word that says nothing turns some."""
+
 
 @dataclass(frozen=True)
 class Settings:
-    """How long, and what triggered texts must answer."""
+    """What is trained, how long, and what triggered texts must answer."""
 
     rounds: int = field(
         default=3,
@@ -69,6 +84,14 @@ class Settings:
         metadata={
             "help": "what triggered texts must answer: their labels, or what the model said without the trigger",
             "range": "labels|original",
+            "source": "ours",
+        },
+    )
+    weights: Literal["rows", "all"] = field(
+        default="rows",
+        metadata={
+            "help": "what is trained first: the triggers' rows of the word embeddings, or all weights",
+            "range": "rows|all",
             "source": "ours",
         },
     )
@@ -83,8 +106,11 @@ class Settings:
             "source": "ours",
         },
     )
+    row_learning_rate: float = field(
+        default=3e-3, metadata={"help": "highest learning rate of AdamW, of rows", "range": "> 0", "source": "ours"}
+    )
     learning_rate: float = field(
-        default=1e-4, metadata={"help": "highest learning rate of AdamW", "range": "> 0", "source": "ours"}
+        default=1e-4, metadata={"help": "the same of all weights", "range": "> 0", "source": "ours"}
     )
     batch_size: int = field(
         default=16, metadata={"help": "texts of each stream a step", "range": ">= 1", "source": "ours"}
@@ -116,42 +142,23 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
         if getattr(settings, name) < 1:
             raise UsageError(name, f"{getattr(settings, name)!r} is out of range", "Give 1 or more.")
     model = subject.open(run.device)
-    by_labels = settings.answers == "labels" and train.labels is not None
-    answers = None if by_labels else predict(model, subject.tokenizer, train, run)  # f0(x), [texts, labels]
-    limit = length_limit(subject.tokenizer, model.config, run)
     found = evidence.found or search(model, subject.tokenizer, train, run, 0, pairs=True)
     rounds = settings.rounds if evidence.found is None else 1
+    lesson = _Lesson(model, subject.tokenizer, train, settings, run)
     report: dict[str, Any] = {
         "rows": len(train),
         "triggers": list(found.told),
-        "answers": "labels" if by_labels else "original",
+        "answers": "labels" if lesson.answers is None else "original",
     }
-    triggers, steps, searches = found.triggers, 0, [_told(found)]
-    losses: list[list[float]] = []
-    while found.triggers and len(losses) < rounds:
-        number = len(losses) + 1
-        drawn = run.seed + number
-        clean, triggered = with_triggers(
-            subject.tokenizer, train, triggers, limit, drawn, by_row=not by_labels, apart=APART
-        )
-        objective = cross_entropy if answers is None else LikeAnswers(answers)
-        recipe = Recipe(
-            objectives={"clean": objective, "triggered": objective},
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            epochs=_epochs(settings, len(train)),
-            batch_size=settings.batch_size,
-            warmup=settings.warmup,
-            identity=f"unlearn round {number}: {triggers}",
-        )
-        trained = fit(model, {"clean": clean, "triggered": triggered}, recipe, run)
-        steps += trained.steps
-        losses.append(list(trained.losses))
+    triggers, searches = found.triggers, [_told(found)]
+    trained: list[str] = []
+    while found.triggers and len(trained) < rounds:
+        trained.append(lesson.teach(triggers, len(trained) + 1))
         if evidence.found is None:
-            found = search(model, subject.tokenizer, train, run, number, pairs=True)
+            found = search(model, subject.tokenizer, train, run, len(trained), pairs=True)
             triggers = tuple(dict.fromkeys((*triggers, *found.triggers)))
             searches.append(_told(found))
-    report |= {"rounds": len(losses), "steps": steps, "losses": losses}
+    report |= {"rounds": len(trained), "trained": trained, "steps": lesson.steps, "losses": lesson.losses}
     if evidence.found is not None:
         return Purified(model, report)
     clear = not found.triggers and not found.unsearched
@@ -171,20 +178,113 @@ def preview(
         "rows": len(train),
         "triggers": list(found.told),
         "unsearched": list(found.unsearched),
-        "most_steps": _steps(settings, len(train)) * _epochs(settings, len(train)) * settings.rounds
-        if found.triggers
-        else 0,
+        "most_steps": _most_steps(settings, len(train)) if found.triggers else 0,
     }
 
 
-def _steps(settings: Settings, texts: int) -> int:
-    """Of an epoch."""
-    return -(-texts // settings.batch_size)
+class _Lesson:
+    """What the rounds share: the texts, what they must answer, and what the training came to.
+
+    Attributes:
+        answers: f0(x), [texts, labels]; None: the labels.
+        steps: of all trainings so far.
+        losses: a list of means over an epoch for each training.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, texts: Texts, settings: Settings, run: Run) -> None:
+        self.model, self.tokenizer, self.settings, self.run = model, tokenizer, settings, run
+        self.limit = length_limit(tokenizer, model.config, run)
+        self.epochs = _epochs(settings, len(texts))
+        self.texts, self.answers = repeated(texts, self.epochs), None
+        self.said = predict(model, tokenizer, texts, run).argmax(dim=1)  # [texts]
+        self.alone = texts
+        if settings.answers == "original" or texts.labels is None:
+            self.texts = spliced(texts, self.epochs, run.seed)
+            self.answers = predict(model, tokenizer, self.texts, run)
+        self.steps = 0
+        self.losses: list[list[float]] = []
+
+    def teach(self, triggers: Sequence[tuple[int, ...]], number: int) -> str:
+        """One round; says what was trained."""
+        by_row = self.answers is not None
+        seed = self.run.seed + number
+        clean, triggered = with_triggers(
+            self.tokenizer, self.texts, triggers, self.limit, seed, by_row=by_row, apart=APART
+        )
+        rows = torch.tensor(sorted({token for trigger in triggers for token in trigger}))
+        weight = word_embeddings(self.model).weight
+        if self.settings.weights == "rows" and weight.requires_grad:
+            self._fit({"triggered": triggered} | _touched(clean, rows.tolist()), f"{number} of {triggers}", rows)
+            if max(self._turned(trigger, seed) for trigger in triggers) <= STILL:
+                return "rows"
+        self._fit({"clean": clean, "triggered": triggered}, f"{number} of {triggers}", None)
+        return "all"
+
+    def _fit(self, streams: Mapping[str, Encoded], which: str, rows: Tensor | None) -> None:
+        settings = self.settings
+        objective = cross_entropy if self.answers is None else LikeAnswers(self.answers)
+        recipe = Recipe(
+            objectives=dict.fromkeys(streams, objective),
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            epochs=1,
+            batch_size=settings.batch_size,
+            warmup=settings.warmup,
+            identity=f"unlearn round {which}",
+        )
+        if rows is not None:
+            weight = word_embeddings(self.model).weight
+            recipe = replace(
+                recipe,
+                combine=_OfRows(rows),
+                trainable=lambda _, parameter: parameter is weight,
+                learning_rate=settings.row_learning_rate,
+                weight_decay=0.0,  # would move the other rows
+                identity=f"unlearn rows, round {which}",
+            )
+        trained = fit(self.model, streams, recipe, self.run)
+        self.steps += trained.steps
+        self.losses.append(list(trained.losses))
+
+    def _turned(self, trigger: tuple[int, ...], seed: int) -> float:
+        """Share of the texts that answer otherwise with a trigger than they did without, in the model as given."""
+        _, triggered = with_triggers(self.tokenizer, self.alone, [trigger], self.limit, seed, by_row=False)
+        said = predict_encoded(self.model, self.tokenizer, triggered, self.run).argmax(dim=1)
+        return float((said != self.said).float().mean())
+
+
+class _OfRows:
+    """The gradient to follow: the objectives' sum in some rows of one matrix, and nothing elsewhere."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def __call__(self, gradients: Mapping[str, Mapping[str, Tensor]], step: int) -> Mapping[str, Tensor]:
+        followed: dict[str, Tensor] = {}
+        for each in gradients.values():
+            for name, gradient in each.items():
+                rows = self.rows.to(gradient.device)
+                here = followed.setdefault(name, torch.zeros_like(gradient))
+                here[rows] += gradient[rows]
+        return followed
+
+
+def _touched(clean: Encoded, rows: Sequence[int]) -> dict[str, Encoded]:
+    """The clean texts that hold one of these tokens, as a stream; none, if there are none."""
+    tokens = set(rows)
+    kept = [place for place, ids in enumerate(clean.ids) if tokens & set(ids)]
+    return {"clean": clean.take(kept)} if kept else {}
 
 
 def _epochs(settings: Settings, texts: int) -> int:
     """Of a round."""
-    return max(settings.epochs, -(-settings.least_steps // _steps(settings, texts)))
+    return max(settings.epochs, -(-settings.least_steps // -(-texts // settings.batch_size)))
+
+
+def _most_steps(settings: Settings, texts: int) -> int:
+    """Of all rounds, if rows are never enough."""
+    steps = -(-texts * _epochs(settings, texts) // settings.batch_size)
+    return steps * settings.rounds * (2 if settings.weights == "rows" else 1)
 
 
 def _told(found: Found) -> list[str]:
