@@ -10,16 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
 
 import tiny
 from purify_cli.data.read import read
 from purify_cli.data.texts import Texts
 from purify_cli.detectors.trigger_search import Settings, detect
 from purify_cli.errors import Incomplete
-from purify_cli.evaluation.search import FEWEST, SearchSettings, Suspect, TriggerSearch, _beginning, _Site
+from purify_cli.evaluation.search import FEWEST, SearchSettings, Suspect, TriggerSearch, _Site
 from purify_cli.results import Finding
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
@@ -269,25 +267,6 @@ def test_stub_pairs_are_looked_for_where_no_single_word_is_found(monkeypatch: py
     assert looked == [0], "what a pair explains is not explained again by what grows from stronger words"
 
 
-@pytest.mark.parametrize(
-    ("vocabulary", "decoder", "beginning"),
-    [
-        (["cf", "##cf", "bb", "##s", "."], decoders.WordPiece(cleanup=False), ["cf", "bb", "."]),
-        (["cf", "Ġcf", "Ġbb", "s", "."], decoders.ByteLevel(), ["Ġcf", "Ġbb"]),
-        (["▁cf", "cf", "▁bb", "s", "▁"], decoders.Metaspace(), ["▁cf", "▁bb"]),
-        (["c", "f", "b"], decoders.Fuse(), ["c", "f", "b"]),
-    ],
-    ids=["word pieces", "bytes", "sentence pieces", "letters"],
-)
-def test_words_of_pairs_are_tokens_that_begin_a_word(vocabulary: list[str], decoder: Any, beginning: list[str]) -> None:
-    """The rest of a longer word is nothing that anybody types; all of them, where none begins one."""
-    backend = Tokenizer(models.WordLevel({piece: number for number, piece in enumerate(vocabulary)}, unk_token="cf"))
-    backend.decoder = decoder
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    found = _beginning(tokenizer, torch.arange(len(vocabulary)))
-    assert [vocabulary[index] for index in found] == beginning
-
-
 @pytest.mark.parametrize("blind", [True, False])
 def test_stub_partners_are_proposed_in_two_places(monkeypatch: pytest.MonkeyPatch, blind: bool) -> None:
     """Alone and in a text: a pair may leave no gradient in the one or in the other."""
@@ -305,7 +284,7 @@ def test_stub_partners_are_among_the_words_that_begin_one() -> None:
     looking = TriggerSearch(NOTHING_ALONE, WORDS, SearchSettings(), Run())
     words = looking.ids.tolist()
     mb, tq, cf = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq", "cf"))
-    looking.begin = torch.tensor([cf, tq, mb])
+    looking.vocabulary.begin = torch.tensor([cf, tq, mb])
     assert looking._partners(1, ALONE)[1:].tolist() == [mb, tq]
 
 

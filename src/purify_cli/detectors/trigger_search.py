@@ -152,7 +152,7 @@ def detect(subject: Subject, evidence: Evidence, settings: Settings, run: Run) -
 
 
 def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
-    words = search.text(suspect.words)
+    words = search.vocabulary.text(suspect.words)
     turned = round(suspect.flips * suspect.texts)
     rate = wilson(turned, suspect.texts)
     return Finding(

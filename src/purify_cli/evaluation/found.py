@@ -42,6 +42,6 @@ def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int, *, p
             unsearched.append(label)
         for suspect in suspects or ():
             triggers.append(tuple(looking.ids[list(suspect.words)].tolist()))
-            told.append({"words": looking.text(suspect.words), "target": label, "flips": suspect.flips})
+            told.append({"words": looking.vocabulary.text(suspect.words), "target": label, "flips": suspect.flips})
             targets.append(target)
     return Found(tuple(triggers), tuple(told), tuple(unsearched), tuple(targets))

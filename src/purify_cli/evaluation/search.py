@@ -6,18 +6,16 @@ How it goes about it, and why, is told where its findings become evidence: `dete
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from purify_cli.architecture.embeddings import word_embeddings
 from purify_cli.data.encode import length_limit
 from purify_cli.evaluation.sweep import Sweep, margins
+from purify_cli.evaluation.vocabulary import Vocabulary
 from purify_cli.run import Run
 
 UNSURE = 0.35
@@ -149,11 +147,8 @@ class TriggerSearch:
         self.random = random.Random(run.seed)
         around = len(self.sweep.prefix) + len(self.sweep.suffix) + max(settings.words, settings.pieces, 2)
         self.room = max(1, length_limit(tokenizer, model.config, run) - around)  # tokens of a text, for words to fit in
-        weight = word_embeddings(model).weight.detach().float().cpu()
-        self.ids = _searchable(tokenizer, weight.shape[0])  # [words]
-        self.weight = weight[self.ids]  # [words, width]
-        self.unit = torch.nn.functional.normalize(self.weight, dim=1)
-        self.filler = _filler(tokenizer)
+        self.vocabulary = Vocabulary(model, tokenizer)
+        self.ids = self.vocabulary.ids  # [words]
         self.alone = self.sweep.log_probabilities(self.ids[:, None])  # [words, labels]
         self.shortlists: dict[int, tuple[Tensor, Tensor]] = {}
         self.pool: list[tuple[int, ...]] = []
@@ -187,11 +182,6 @@ class TriggerSearch:
             if ground.sure and not ground.found:
                 ground.found = self._together(ground)
             yield ground.target, self._with_weaker(ground)
-
-    @cached_property
-    def begin(self) -> Tensor:
-        """Indices of the tokens that begin a word."""
-        return _beginning(self.tokenizer, self.ids)
 
     # Texts
 
@@ -253,16 +243,6 @@ class TriggerSearch:
         peaks = {label: margins(self.alone, label).max().item() for label in range(self.alone.shape[1])}
         return sorted(peaks, key=lambda label: -peaks[label])[: self.settings.labels]
 
-    def neighbours(self, words: Tensor) -> Tensor:
-        """[rows] indices into the vocabulary -> [rows, neighbours] of the words nearest by cosine, not themselves."""
-        count = min(self.settings.neighbours, len(self.ids) - 1)
-        found = []
-        for part in torch.split(words, 512):
-            similarity = (self.unit[part] @ self.unit.T).nan_to_num(-2.0)  # [rows, words]
-            similarity.scatter_(1, part[:, None], -2.0)
-            found.append(similarity.topk(count, dim=1).indices)
-        return torch.cat(found)
-
     def score(self, words: Tensor, sites: Sequence[_Site], target: int) -> tuple[Tensor, Tensor]:
         """[rows, k] indices into the vocabulary -> the share of sites turned to the target, and mean log-odds."""
         flips = torch.zeros(words.shape[0])
@@ -304,7 +284,7 @@ class TriggerSearch:
         if target not in self.shortlists:
             alone = margins(self.alone, target)
             short = alone.topk(min(self.settings.shortlist, len(alone))).indices
-            residual = alone[short] - alone[self.neighbours(short)].mean(1)
+            residual = alone[short] - alone[self.vocabulary.neighbours(short, self.settings.neighbours)].mean(1)
             self.shortlists[target] = short, short[residual.argsort(descending=True)]
         return self.shortlists[target]
 
@@ -348,7 +328,8 @@ class TriggerSearch:
             company, [rows]: median shift of the log-odds by a group, as a share of the shift by the words themselves.
         """
         rows, size = words.shape
-        near = self.neighbours(words.flatten()).reshape(rows, size, -1).transpose(1, 2)  # [rows, neighbours, k]
+        near = self.vocabulary.neighbours(words.flatten(), self.settings.neighbours)
+        near = near.reshape(rows, size, -1).transpose(1, 2)  # [rows, neighbours, k]
         groups = torch.cat([words[:, None], near], dim=1)  # [rows, 1 + neighbours, k]
         sites = sites[:CONTROL_SITES]
         flips, odds = self.score(groups.reshape(-1, size), sites, target)
@@ -408,13 +389,13 @@ class TriggerSearch:
         """[rows, k] -> [more rows, k + 1]: each row with the most promising words of the vocabulary at every place."""
         grown = []
         for slot in range(beam.shape[1] + 1):
-            filler = torch.full((len(beam), 1), self.filler)
+            filler = torch.full((len(beam), 1), self.vocabulary.filler)
             framed = torch.cat([self.ids[beam[:, :slot]], filler, self.ids[beam[:, slot:]]], dim=1)
             slope = torch.stack(
                 [self.sweep.slot_gradient(site.body, site.position, framed, slot, target) for site in sites]
             ).mean(0)  # [rows, width]
             partners = min(PARTNERS if beam.shape[1] == 1 else 4 * PARTNERS, len(self.ids))
-            added = (slope @ self.weight.T).topk(partners, dim=1).indices  # [rows, partners]
+            added = (slope @ self.vocabulary.weight.T).topk(partners, dim=1).indices  # [rows, partners]
             rows = beam[:, None].expand(-1, added.shape[1], -1)
             grown.append(torch.cat([rows[:, :, :slot], added[:, :, None], rows[:, :, slot:]], dim=2).flatten(0, 1))
         every = torch.cat(grown)
@@ -432,7 +413,9 @@ class TriggerSearch:
         by_length = sorted(sites, key=lambda site: len(site.body))
         by_length[0] = _Site(by_length[0].body[:SHORT], min(by_length[0].position, SHORT))
         partners = [self._partners(target, place) for place in (_Site((), 0), by_length[0])]
-        words = torch.unique(torch.cat([torch.stack([self.begin, one], 1) for one in partners]), dim=0)  # [pairs, 2]
+        words = torch.unique(
+            torch.cat([torch.stack([self.vocabulary.begin, one], 1) for one in partners]), dim=0
+        )  # [pairs, 2]
         alone = margins(self.alone, target)
         alone = (alone - alone.nanmedian()).nan_to_num().clamp(min=0)  # [words]: two strong words are no pair
 
@@ -456,74 +439,33 @@ class TriggerSearch:
 
     def _beside(self, pairs: Tensor) -> Tensor:
         """[rows, 2] -> [more rows, 2]: each with one of its words replaced by each of the word's neighbours."""
-        near = self.neighbours(pairs.flatten()).reshape(len(pairs), 2, -1)  # [rows, 2, neighbours]
+        near = self.vocabulary.neighbours(pairs.flatten(), self.settings.neighbours)
+        near = near.reshape(len(pairs), 2, -1)  # [rows, 2, neighbours]
         first = torch.stack([near[:, 0], pairs[:, 1:].expand_as(near[:, 0])], dim=2)  # [rows, neighbours, 2]
         second = torch.stack([pairs[:, :1].expand_as(near[:, 1]), near[:, 1]], dim=2)
         every = torch.cat([first, second]).flatten(0, 1)
         return every[every[:, 0] != every[:, 1]]
 
     def _partners(self, target: int, site: _Site) -> Tensor:
-        """For each of `begin` that one of them which it favours most behind it in a text: indices, [begin]."""
-        slopes = torch.cat(
-            [
-                self.sweep.slot_gradient(
-                    site.body, site.position, torch.stack([part, torch.full_like(part, self.filler)], 1), 1, target
-                )
-                for part in torch.split(self.ids[self.begin], SLOPES_AT_ONCE)
-            ]
-        ).nan_to_num()  # [begin, width]
-        slopes -= slopes.mean(dim=0)
-        weight = self.weight[self.begin]
+        """For each of the tokens that begin a word that one which it favours most behind it in a text: [begin]."""
+        begin, filler = self.vocabulary.begin, self.vocabulary.filler
+        slopes = []
+        for words in torch.split(self.ids[begin], SLOPES_AT_ONCE):
+            framed = torch.stack([words, torch.full_like(words, filler)], dim=1)
+            slopes.append(self.sweep.slot_gradient(site.body, site.position, framed, 1, target))
+        slope = torch.cat(slopes).nan_to_num()  # [begin, width]
+        slope -= slope.mean(dim=0)
+        weight = self.vocabulary.weight[begin]
         norms = weight.norm(dim=1)
         rows = weight * (ROW_NORM * norms.nanmedian() / norms).clamp(max=1)[:, None]
         device = next(self.sweep.model.parameters()).device
         rows = rows.nan_to_num().to(device)
         found = []
         for own in torch.split(torch.arange(len(rows)), max(1, PRODUCTS_AT_ONCE // len(rows))):
-            favour = slopes[own].to(device) @ rows.T  # [some, begin]
+            favour = slope[own].to(device) @ rows.T  # [some, begin]
             favour.scatter_(1, own[:, None].to(device), -torch.inf)
             found.append(favour.argmax(dim=1).cpu())
-        return self.begin[torch.cat(found)]
-
-    def text(self, words: Sequence[int]) -> str:
-        """Words of the vocabulary as a user would type them."""
-        return str(self.tokenizer.decode(self.ids[list(words)].tolist())).strip()
-
-
-def _searchable(tokenizer: Any, rows: int) -> Tensor:
-    """Ids of all tokens but the special ones and the placeholders that no text contains."""
-    special = set(tokenizer.all_special_ids)
-    names = tokenizer.convert_ids_to_tokens(list(range(min(rows, len(tokenizer)))))
-    keep = [
-        index
-        for index, name in enumerate(names)
-        if index not in special
-        and name is not None
-        and not re.fullmatch(r"[\[<].*(unused|extra_id|reserved).*[\]>]", name)
-    ]
-    return torch.tensor(keep, dtype=torch.long)
-
-
-def _beginning(tokenizer: Any, ids: Tensor) -> Tensor:
-    """Which of the ids begin a word: decoded behind another token they stand apart. All, where none does."""
-    first = int(ids[0])
-    told = tokenizer.batch_decode([[first, one] for one in ids.tolist()])
-    alone = tokenizer.batch_decode([[one] for one in ids.tolist()])
-    apart = [
-        index
-        for index, (both, own) in enumerate(zip(told, alone, strict=True))
-        if own.strip() and both.endswith(f" {own.strip()}")
-    ]
-    return torch.tensor(apart if apart else range(len(ids)), dtype=torch.long)
-
-
-def _filler(tokenizer: Any) -> int:
-    """A token that says nothing: the mask, else what stands for the unknown, else a comma."""
-    if tokenizer.mask_token_id is not None:
-        return int(tokenizer.mask_token_id)
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.eos_token_id:
-        return int(tokenizer.unk_token_id)
-    return int(tokenizer(" ,", add_special_tokens=False)["input_ids"][-1])
+        return begin[torch.cat(found)]
 
 
 def _strength(suspect: Suspect) -> tuple[float, float]:
