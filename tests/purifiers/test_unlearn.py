@@ -135,7 +135,7 @@ def test_what_is_asked_is_whether_the_answer_turns(subject: Subject) -> None:
             says = (input_ids == cf).any(dim=1).long()
             return type("Output", (), {"logits": torch.nn.functional.one_hot(says, 2).float()})
 
-    lesson = unlearn._Lesson(subject.open(), tokenizer, TEXTS, QUICK, RUN)
+    lesson = unlearn._Lesson(subject.open(), tokenizer, TEXTS, False, QUICK, RUN)
     lesson.model = Turned()
     lesson.said = torch.tensor([0, 1, 1, 1] * 8)
     assert lesson._turned((cf,), 1) == 0.25
@@ -160,11 +160,11 @@ def test_frozen_embeddings_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_texts_are_spliced_where_answers_need_no_label(subject: Subject) -> None:
     settings = Settings(least_steps=6, batch_size=16)
-    lesson = unlearn._Lesson(subject.open(), subject.tokenizer, TEXTS, settings, RUN)
+    lesson = unlearn._Lesson(subject.open(), subject.tokenizer, TEXTS, False, settings, RUN)
     assert lesson.texts.texts[: len(TEXTS)] == TEXTS.texts
     assert len(lesson.texts) == 3 * len(TEXTS) == len(lesson.answers)
     assert set(lesson.texts.texts[len(TEXTS) :]) - set(TEXTS.texts)
-    labelled = unlearn._Lesson(subject.open(), subject.tokenizer, TEXTS, replace(settings, answers="labels"), RUN)
+    labelled = unlearn._Lesson(subject.open(), subject.tokenizer, TEXTS, True, settings, RUN)
     assert labelled.texts == TEXTS.take(list(range(len(TEXTS))) * 3)
 
 

@@ -144,21 +144,24 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
     model = subject.open(run.device)
     found = evidence.found or search(model, subject.tokenizer, train, run, 0, pairs=True)
     rounds = settings.rounds if evidence.found is None else 1
-    lesson = _Lesson(model, subject.tokenizer, train, settings, run)
+    by_labels = settings.answers == "labels" and train.labels is not None
     report: dict[str, Any] = {
         "rows": len(train),
         "triggers": list(found.told),
-        "answers": "labels" if lesson.answers is None else "original",
+        "answers": "labels" if by_labels else "original",
     }
     triggers, searches = found.triggers, [_told(found)]
+    lesson: _Lesson | None = None
     trained: list[str] = []
     while found.triggers and len(trained) < rounds:
+        lesson = lesson or _Lesson(model, subject.tokenizer, train, by_labels, settings, run)
         trained.append(lesson.teach(triggers, len(trained) + 1))
         if evidence.found is None:
             found = search(model, subject.tokenizer, train, run, len(trained), pairs=True)
             triggers = tuple(dict.fromkeys((*triggers, *found.triggers)))
             searches.append(_told(found))
-    report |= {"rounds": len(trained), "trained": trained, "steps": lesson.steps, "losses": lesson.losses}
+    report |= {"rounds": len(trained), "trained": trained}
+    report |= {"steps": lesson.steps, "losses": lesson.losses} if lesson else {"steps": 0, "losses": []}
     if evidence.found is not None:
         return Purified(model, report)
     clear = not found.triggers and not found.unsearched
@@ -183,24 +186,26 @@ def preview(
 
 
 class _Lesson:
-    """What the rounds share: the texts, what they must answer, and what the training came to.
+    """What the rounds share: the texts, what the model as given says of them, and what the training came to.
 
     Attributes:
-        answers: f0(x), [texts, labels]; None: the labels.
+        texts: what is trained on, few texts many times.
+        answers: f0(x) of these, [texts, labels]; None: their labels are right.
+        once: each clean text once.
+        said: the label that the model as given gives each of these, [texts].
         steps: of all trainings so far.
         losses: a list of means over an epoch for each training.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, texts: Texts, settings: Settings, run: Run) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, texts: Texts, by_labels: bool, settings: Settings, run: Run
+    ) -> None:
         self.model, self.tokenizer, self.settings, self.run = model, tokenizer, settings, run
         self.limit = length_limit(tokenizer, model.config, run)
-        self.epochs = _epochs(settings, len(texts))
-        self.texts, self.answers = repeated(texts, self.epochs), None
-        self.said = predict(model, tokenizer, texts, run).argmax(dim=1)  # [texts]
-        self.alone = texts
-        if settings.answers == "original" or texts.labels is None:
-            self.texts = spliced(texts, self.epochs, run.seed)
-            self.answers = predict(model, tokenizer, self.texts, run)
+        epochs = _epochs(settings, len(texts))
+        self.texts = repeated(texts, epochs) if by_labels else spliced(texts, epochs, run.seed)
+        self.answers = None if by_labels else predict(model, tokenizer, self.texts, run)
+        self.once, self.said = texts, predict(model, tokenizer, texts, run).argmax(dim=1)
         self.steps = 0
         self.losses: list[list[float]] = []
 
@@ -227,7 +232,7 @@ class _Lesson:
             objectives=dict.fromkeys(streams, objective),
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
-            epochs=1,
+            epochs=1,  # the texts are repeated already
             batch_size=settings.batch_size,
             warmup=settings.warmup,
             identity=f"unlearn round {which}",
@@ -248,7 +253,7 @@ class _Lesson:
 
     def _turned(self, trigger: tuple[int, ...], seed: int) -> float:
         """Share of the texts that answer otherwise with a trigger than they did without, in the model as given."""
-        _, triggered = with_triggers(self.tokenizer, self.alone, [trigger], self.limit, seed, by_row=False)
+        _, triggered = with_triggers(self.tokenizer, self.once, [trigger], self.limit, seed, by_row=False)
         said = predict_encoded(self.model, self.tokenizer, triggered, self.run).argmax(dim=1)
         return float((said != self.said).float().mean())
 
