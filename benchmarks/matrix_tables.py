@@ -295,6 +295,7 @@ def _clean(ours: Figures) -> str:
 PICTURES: dict[str, str] = {
     "gba_figure2": "ASR, excess and clean accuracy against the share of the clean data",
     "gba_table3": "ASR, excess and clean accuracy against the width of the prompt",
+    "gba_table3_all": "ASR, excess and clean accuracy against the width of the prompt, with all of the clean data",
     "gba_figure4": "ASR, excess and clean accuracy against λ",
     "musclelora_figure4": "ASR, excess and clean accuracy against the poison ratio",
     "musclelora_figure7": "ASR, excess and clean accuracy against the number of clean texts",
