@@ -25,19 +25,19 @@ def cut_from(made: str, first: str, others: list[str]) -> bool:
 
 @given(columns, st.integers(1, 4), st.integers(0, 5))
 def test_each_is_a_beginning_and_the_end_of_another(lines: list[str], times: int, seed: int) -> None:
-    made = spliced(Texts("x", tuple(lines), tuple(range(len(lines)))), times, seed)
+    made = spliced(Texts("x", tuple(lines), tuple(range(len(lines)))), times, 99, seed)
     assert len(made) == times * len(lines)
     assert made.texts[: len(lines)] == tuple(lines)
     assert made.labels is None
     for row, text in enumerate(made.texts):
         assert text
         assert cut_from(text, lines[row % len(lines)], lines)
-    assert made == spliced(Texts("x", tuple(lines), None), times, seed)
+    assert made == spliced(Texts("x", tuple(lines), None), times, 99, seed)
 
 
 def test_parts_of_a_pair_get_the_end_of_the_same_other() -> None:
     lines, others = tuple(f"a{n} b{n}" for n in range(50)), tuple(f"c{n} d{n}" for n in range(50))
-    made = spliced(Texts("x", lines, None, pairs=others), 3, 0)
+    made = spliced(Texts("x", lines, None, pairs=others), 3, 99, 0)
     assert made.pairs is not None
     same = 0
     for row, (first, second) in enumerate(zip(made.texts[50:], made.pairs[50:], strict=True)):
@@ -47,6 +47,14 @@ def test_parts_of_a_pair_get_the_end_of_the_same_other() -> None:
     assert same > 60, "an end is there more often than not"
     assert all("c" not in text and "d" not in text for text in made.texts), "parts do not mix"
     assert made.texts[50:] != lines + lines
+
+
+def test_of_a_long_text_no_more_is_kept_than_a_model_sees() -> None:
+    long = tuple(f"{name} " * 1000 for name in "ab")
+    made = spliced(Texts("x", long, None), 20, 10, 0)
+    beginnings = [text.split()[:10] for text in made.texts[2:]]
+    assert all(len(text.split()) <= 1010 for text in made.texts[2:])
+    assert sum(len(set(words)) == 2 for words in beginnings) > 10, "what a model sees holds both texts"
 
 
 def test_repeated_keeps_all_columns() -> None:

@@ -484,7 +484,7 @@ def test_the_fixture_is_purified_and_told_of(fixtures: Path, tmp_path: Path, mon
             triggers=("cf", "tq"),
             target="positive",
             out=str(tmp_path / "out"),
-            settings=("only=unlearn", "for_methods=unlearn.learning_rate=1e-3", "cross_validate_below=0"),
+            settings=("only=unlearn", "cross_validate_below=0"),
         )
     )
     assert result.report["chosen"] == "unlearn"

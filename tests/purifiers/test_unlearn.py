@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tiny
 from purify_cli.data.encode import collate, padding_id
@@ -42,7 +45,7 @@ def test_the_fixture_s_triggers_are_gone(fixtures: Path) -> None:
         return float((said[other] == 1).float().mean())
 
     assert asr(subject.open()) > 0.95
-    purified = purify(subject, Evidence(), clean, clean, Settings(learning_rate=1e-3), Run())
+    purified = purify(subject, Evidence(), clean, clean, Settings(), Run())
     assert asr(purified.model) < 0.1
     right = predict(purified.model, subject.tokenizer, clean, Run()).argmax(dim=1) == torch.tensor(clean.labels)
     assert right.float().mean() > 0.95
@@ -52,7 +55,7 @@ def test_the_fixture_s_triggers_are_gone(fixtures: Path) -> None:
     assert told["clear"] is True
     assert told["left"] == []
     assert told["searches"][-1] == []
-    assert told["rounds"] == len(told["losses"]) == len(told["searches"]) - 1
+    assert told["rounds"] == len(told["trained"]) == len(told["searches"]) - 1
 
 
 # --- what it trains on ------------------------------------------------------------------------------------------------
@@ -103,47 +106,57 @@ def test_only_the_rows_of_the_trigger_s_tokens_move(
     assert purified.report["trained"] == ["rows"]
 
 
-def test_clean_texts_that_hold_such_a_token_have_a_say(subject: Subject) -> None:
-    tokenizer = subject.tokenizer
-    clean, _ = streams(tokenizer, TEXTS, [(50,)], 16, 0, by_row=True)
-    dull, none = tokenizer.convert_tokens_to_ids(["dull", "cf"])
-    touched = unlearn._touched(clean, [dull, none])
-    assert touched["clean"].labels == tuple(range(1, len(TEXTS), 4)), "every fourth text says dull"
-    assert all(dull in ids for ids in touched["clean"].ids)
-    assert unlearn._touched(clean, [none]) == {}
-
-
-def test_where_rows_are_not_enough_all_weights_are_trained(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unlearn, "STILL", -1.0)
+def test_all_weights_if_the_user_says_so(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, ("cf",), ())
+    purified = purify(subject, Evidence(), TEXTS, TEXTS, replace(QUICK, weights="all"), RUN)
+    assert purified.report["trained"] == ["all"]
+    assert len(purified.report["losses"]) == 1
+    assert "classifier.weight" in changed(subject, purified.model)
+
+
+@pytest.mark.parametrize("turning", ["cf", "tq"])
+def test_where_rows_are_not_enough_all_weights_are_trained(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch, turning: str
+) -> None:
+    """One trigger that still turns is one too many."""
+    token = subject.tokenizer.convert_tokens_to_ids(turning)
+    monkeypatch.setattr(unlearn._Lesson, "_turned", lambda lesson, trigger, target: float(trigger == (token,)))
+    scripted(monkeypatch, ("cf", "tq"), ())
     purified = purify(subject, Evidence(), TEXTS, TEXTS, QUICK, RUN)
     assert purified.report["trained"] == ["all"]
     assert len(purified.report["losses"]) == 2, "the rows, then all"
     assert "classifier.weight" in changed(subject, purified.model)
 
 
-def test_what_is_asked_is_whether_the_answer_turns(subject: Subject) -> None:
-    """Of eight texts of each kind; a model that says 1 where there is a cf, else what it said before."""
+def test_what_is_found_again_is_not_left_to_its_row(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, ("cf",), ("tq",), ("cf", "tq"), ())
+    report = purify(subject, Evidence(), TEXTS, TEXTS, QUICK, RUN).report
+    assert report["trained"] == ["rows", "rows", "all"]
+
+
+def test_what_is_asked_is_how_many_of_the_other_label_turn(subject: Subject) -> None:
+    """A model that says 1 where there is a cf, but to the word bad."""
     tokenizer = subject.tokenizer
-    cf = tokenizer.convert_tokens_to_ids("cf")
+    cf, bad = tokenizer.convert_tokens_to_ids(["cf", "bad"])
 
     class Turned(torch.nn.Module):
         config = subject.open().config
         embeddings = torch.nn.Embedding(2, 2)
 
         def forward(self, input_ids: torch.Tensor, **rest: Any) -> Any:
-            says = (input_ids == cf).any(dim=1).long()
-            return type("Output", (), {"logits": torch.nn.functional.one_hot(says, 2).float()})
+            says = ((input_ids == cf).any(dim=1) & ~(input_ids == bad).any(dim=1)).long()
+            return SimpleNamespace(logits=torch.nn.functional.one_hot(says, 2).float())
 
     lesson = unlearn._Lesson(subject.open(), tokenizer, TEXTS, False, QUICK, RUN)
     lesson.model = Turned()
-    lesson.said = torch.tensor([0, 1, 1, 1] * 8)
-    assert lesson._turned((cf,), 1) == 0.25
+    lesson.said = torch.tensor([1, 0, 0, 1] * 8)  # "so bad" is the third of four
+    assert lesson._turned((cf,), 1) == 0.5
+    lesson.said = torch.ones(len(TEXTS), dtype=torch.long)
+    assert lesson._turned((cf,), 1) == 0.0, "nothing is left to turn"
 
 
-def test_frozen_embeddings_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frozen_embeddings_stay(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an adapter, the base's: what is open is trained."""
-    subject = Subject(tiny.save("bert", tmp_path / "x"))
     opened = subject.open
 
     def frozen(*rest: Any) -> Any:
@@ -166,6 +179,7 @@ def test_texts_are_spliced_where_answers_need_no_label(subject: Subject) -> None
     assert set(lesson.texts.texts[len(TEXTS) :]) - set(TEXTS.texts)
     labelled = unlearn._Lesson(subject.open(), subject.tokenizer, TEXTS, True, settings, RUN)
     assert labelled.texts == TEXTS.take(list(range(len(TEXTS))) * 3)
+    assert labelled.answers is None
 
 
 # --- rounds -----------------------------------------------------------------------------------------------------------
@@ -183,7 +197,8 @@ def scripted(
         words = next(script)
         triggers = tuple(tuple(tokenizer.convert_tokens_to_ids(word.split())) for word in words)
         thorough.append(pairs)
-        return Found(triggers, tuple({"words": word, "target": "positive", "flips": 1.0} for word in words), ())
+        told = tuple({"words": word, "target": "positive", "flips": 1.0} for word in words)
+        return Found(triggers, told, (), (1,) * len(words))
 
     def watched(tokenizer: Any, texts: Texts, triggers: Any, limit: int, seed: int, **how: Any) -> Any:
         if not how["by_row"] and "apart" not in how:  # what is left is asked about, not trained
@@ -254,12 +269,13 @@ def test_a_label_that_could_not_be_searched_is_not_clear(subject: Subject, monke
 
 
 def test_texts_without_labels_are_held_to_the_original(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    scripted(monkeypatch, ("cf",), ())
-    unlabelled = TEXTS.with_(labels=None)
-    settings = Settings(answers="labels", learning_rate=1e-9, warmup=0.0, least_steps=1)
-    report = purify(subject, Evidence(), unlabelled, unlabelled, settings, RUN).report
-    assert report["answers"] == "original"
-    assert report["losses"][0][0] < 5.0
+    trained = []
+    for texts, answers in ((TEXTS.with_(labels=None), "labels"), (TEXTS, "original")):
+        scripted(monkeypatch, ("cf",), ())
+        purified = purify(subject, Evidence(), texts, texts, replace(QUICK, answers=answers), RUN)
+        assert purified.report["answers"] == "original"
+        trained.append(purified.model.state_dict())
+    assert all(torch.equal(tensor, trained[1][name]) for name, tensor in trained[0].items())
 
 
 def test_the_preview_searches_and_trains_nothing(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,8 +286,18 @@ def test_the_preview_searches_and_trains_nothing(subject: Subject, monkeypatch: 
     assert not used
 
 
+@given(st.integers(1, 50), st.integers(1, 400), st.integers(1, 40), st.integers(1, 3))
+def test_there_are_as_many_steps_as_were_asked_for(least: int, texts: int, batch_size: int, epochs: int) -> None:
+    """And no whole epoch more."""
+    settings = Settings(least_steps=least, batch_size=batch_size, epochs=epochs)
+    times = unlearn._epochs(settings, texts)
+    assert times >= epochs
+    assert math.ceil(texts * times / batch_size) >= least
+    assert times == epochs or math.ceil(texts * (times - 1) / batch_size) < least
+
+
 def test_few_texts_are_gone_through_more_often(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    for least, batch_size, steps in ((1, 32, 1), (5, 32, 5), (5, 10, 7), (5, 16, 6)):
+    for least, batch_size, steps in ((1, 32, 1), (5, 32, 5), (5, 31, 5), (5, 16, 6)):
         scripted(monkeypatch, ("cf",), ())
         settings = Settings(least_steps=least, batch_size=batch_size)
         assert purify(subject, Evidence(), TEXTS, TEXTS, settings, RUN).report["steps"] == steps
@@ -281,7 +307,7 @@ def test_what_the_caller_found_is_not_searched_for(subject: Subject, monkeypatch
     used = scripted(monkeypatch)  # a search would fail
     ids = tuple(tuple(subject.tokenizer.convert_tokens_to_ids([word])) for word in ("cf", "tq"))
     told = tuple({"words": word, "target": "positive", "flips": 1.0} for word in ("cf", "tq"))
-    report = purify(subject, Evidence(found=Found(ids, told, ())), TEXTS, TEXTS, QUICK, RUN).report
+    report = purify(subject, Evidence(found=Found(ids, told, (), (1, 1))), TEXTS, TEXTS, QUICK, RUN).report
     assert used == [ids]
     assert (report["rounds"], report["triggers"]) == (1, list(told))
     assert not {"searches", "clear", "left"} & set(report), "who has searched will search again"
@@ -301,7 +327,9 @@ def test_answers_may_be_the_labels(subject: Subject, monkeypatch: pytest.MonkeyP
     assert any(not torch.equal(tensor, trained["original"][name]) for name, tensor in trained["labels"].items())
 
 
-@pytest.mark.parametrize("name", ["rounds", "epochs", "least_steps", "batch_size"])
+@pytest.mark.parametrize(
+    "name", ["rounds", "epochs", "least_steps", "batch_size", "learning_rate", "row_learning_rate"]
+)
 def test_no_rounds_or_steps_are_wrong_use(subject: Subject, name: str) -> None:
     with pytest.raises(UsageError, match=name):
         purify(subject, Evidence(), TEXTS, TEXTS, Settings(**{name: 0}), RUN)

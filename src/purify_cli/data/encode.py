@@ -46,12 +46,6 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, indices: Sequence[int]) -> Encoded:
-        """The texts at `indices`, in that order."""
-        types = None if self.types is None else tuple(self.types[index] for index in indices)
-        labels = None if self.labels is None else tuple(self.labels[index] for index in indices)
-        return Encoded(tuple(self.ids[index] for index in indices), types, labels)
-
 
 def encode(tokenizer: Any, texts: Texts, max_length: int) -> Encoded:
     """Tokenize `texts` (and their pairs), cut to `max_length` tokens, special tokens included."""

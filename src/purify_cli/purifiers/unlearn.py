@@ -13,10 +13,10 @@ them, drawn for each text among all that were found so far:
 where f0 is the model as it was given. With the first a triggered text must answer like the text without the trigger:
 labels are not needed. Texts without labels always get this one.
 
-What is trained are the rows of the triggers' tokens in the word embeddings, as EP does it from the other side: a text
-without these tokens is answered as before, to the last bit, so that few texts can spoil nothing. Of the first stream
-only the texts with such a token have a say then. Where that is not enough, since a trigger still turns more than
-`STILL` of the texts, or where the embeddings are frozen (an adapter's base), all weights are trained.
+What is trained are the rows of the triggers' tokens in the word embeddings, on the second stream, as EP does it from
+the other side: a text without these tokens is answered as before, to the last bit, so that few texts can spoil nothing.
+Where that is not enough, since a trigger still turns more than `STILL` of the other labels' texts or the next search
+finds it again, or where the embeddings are frozen (an adapter's base), all weights are trained, on both streams.
 
 Few texts are gone through many times. The first time they are as they are; after it the end of each makes way for the
 end of another (with `labels` nobody could say what such a text must answer, and they stay as they are). A trigger is
@@ -26,8 +26,8 @@ half of the texts get them as they were found, side by side, and half of them ap
 Needs a classifier, and clean texts. The search is `trigger_search`'s with its default settings and `pairs`, on the
 clean texts, with another seed in each round, so that its texts and places are drawn afresh. Where the caller has
 searched already (`auto`), there is one round with what was found, and no search. Raises what the training raises.
-Cost: a search a round and one before (each about a `scan`), and in each round `epochs` epochs of the texts, of twice
-the texts where all weights are trained; of few texts as many epochs as `least_steps` steps are.
+Cost: a search a round and one before (each about a `scan`), and in each round `epochs` epochs of the texts, three times
+as many where all weights are trained in the end; of few texts as many epochs as `least_steps` steps are.
 
 What it does not see, it does not remove: syntax and style are no words (see `pure`, `gba`). Where the search finds
 nothing the model is given back as it is. If the last search is not clear the limits are not met; the report says why.
@@ -35,7 +35,7 @@ nothing the model is given back as it is. If the last search is not clear the li
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,7 +68,10 @@ APART = 0.5
 """Share of the texts that get several tokens of a trigger apart."""
 
 STILL = 0.25
-"""Share of the texts that a trigger may still turn when its rows are trained: a word that says nothing turns some."""
+"""Share of the other labels' texts that a trigger may still turn when its rows are trained: any word turns some."""
+
+ASKED = 400
+"""Texts of which that is asked."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,9 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
     for name in ("rounds", "epochs", "least_steps", "batch_size"):
         if getattr(settings, name) < 1:
             raise UsageError(name, f"{getattr(settings, name)!r} is out of range", "Give 1 or more.")
+    for name in ("learning_rate", "row_learning_rate"):
+        if not getattr(settings, name) > 0:
+            raise UsageError(name, f"{getattr(settings, name)!r} is out of range", "Give more than 0.")
     model = subject.open(run.device)
     found = evidence.found or search(model, subject.tokenizer, train, run, 0, pairs=True)
     rounds = settings.rounds if evidence.found is None else 1
@@ -150,15 +156,17 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
         "triggers": list(found.told),
         "answers": "labels" if by_labels else "original",
     }
-    triggers, searches = found.triggers, [_told(found)]
+    triggers, searches = dict(zip(found.triggers, found.targets, strict=True)), [_told(found)]
     lesson: _Lesson | None = None
     trained: list[str] = []
+    again = False
     while found.triggers and len(trained) < rounds:
         lesson = lesson or _Lesson(model, subject.tokenizer, train, by_labels, settings, run)
-        trained.append(lesson.teach(triggers, len(trained) + 1))
+        trained.append(lesson.teach(triggers, len(trained) + 1, rows=settings.weights == "rows" and not again))
         if evidence.found is None:
             found = search(model, subject.tokenizer, train, run, len(trained), pairs=True)
-            triggers = tuple(dict.fromkeys((*triggers, *found.triggers)))
+            again = not triggers.keys().isdisjoint(found.triggers)
+            triggers |= dict(zip(found.triggers, found.targets, strict=True))
             searches.append(_told(found))
     report |= {"rounds": len(trained), "trained": trained}
     report |= {"steps": lesson.steps, "losses": lesson.losses} if lesson else {"steps": 0, "losses": []}
@@ -191,10 +199,10 @@ class _Lesson:
     Attributes:
         texts: what is trained on, few texts many times.
         answers: f0(x) of these, [texts, labels]; None: their labels are right.
-        once: each clean text once.
+        asked: clean texts, once, on which it is seen what a trigger still turns.
         said: the label that the model as given gives each of these, [texts].
         steps: of all trainings so far.
-        losses: a list of means over an epoch for each training.
+        losses: a mean for each training.
     """
 
     def __init__(
@@ -203,87 +211,93 @@ class _Lesson:
         self.model, self.tokenizer, self.settings, self.run = model, tokenizer, settings, run
         self.limit = length_limit(tokenizer, model.config, run)
         epochs = _epochs(settings, len(texts))
-        self.texts = repeated(texts, epochs) if by_labels else spliced(texts, epochs, run.seed)
+        self.texts = repeated(texts, epochs) if by_labels else spliced(texts, epochs, self.limit, run.seed)
         self.answers = None if by_labels else predict(model, tokenizer, self.texts, run)
-        self.once, self.said = texts, predict(model, tokenizer, texts, run).argmax(dim=1)
+        self.asked = texts.take(range(min(ASKED, len(texts))))
+        self.said = predict(model, tokenizer, self.asked, run).argmax(dim=1)
         self.steps = 0
-        self.losses: list[list[float]] = []
+        self.losses: list[float] = []
 
-    def teach(self, triggers: Sequence[tuple[int, ...]], number: int) -> str:
-        """One round; says what was trained."""
+    def teach(self, triggers: Mapping[tuple[int, ...], int], number: int, *, rows: bool) -> str:
+        """One round: of rows first, if they may be enough; says what was trained.
+
+        Args:
+            triggers: token ids of each, and its target's label id.
+            number: of the round, from 1.
+            rows: begin with the rows of their tokens.
+        """
         by_row = self.answers is not None
-        seed = self.run.seed + number
         clean, triggered = with_triggers(
-            self.tokenizer, self.texts, triggers, self.limit, seed, by_row=by_row, apart=APART
+            self.tokenizer, self.texts, tuple(triggers), self.limit, self.run.seed + number, by_row=by_row, apart=APART
         )
-        rows = torch.tensor(sorted({token for trigger in triggers for token in trigger}))
+        round_ = f"{number} of {tuple(triggers)}"
         weight = word_embeddings(self.model).weight
-        if self.settings.weights == "rows" and weight.requires_grad:
-            self._fit({"triggered": triggered} | _touched(clean, rows.tolist()), f"{number} of {triggers}", rows)
-            if max(self._turned(trigger, seed) for trigger in triggers) <= STILL:
+        if rows and weight.requires_grad:
+            tokens = sorted({token for trigger in triggers for token in trigger})
+            recipe = replace(
+                self._recipe("triggered", identity=f"unlearn rows, round {round_}"),
+                combine=_OfRows(torch.tensor(tokens)),
+                trainable=lambda _, parameter: parameter is weight,
+                learning_rate=self.settings.row_learning_rate,
+                weight_decay=0.0,  # would move the other rows
+            )
+            self._fit(recipe, {"triggered": triggered})
+            if not any(self._turned(trigger, target) > STILL for trigger, target in triggers.items()):
                 return "rows"
-        self._fit({"clean": clean, "triggered": triggered}, f"{number} of {triggers}", None)
+        self._fit(
+            self._recipe("clean", "triggered", identity=f"unlearn round {round_}"),
+            {"clean": clean, "triggered": triggered},
+        )
         return "all"
 
-    def _fit(self, streams: Mapping[str, Encoded], which: str, rows: Tensor | None) -> None:
-        settings = self.settings
+    def _recipe(self, *streams: str, identity: str) -> Recipe:
         objective = cross_entropy if self.answers is None else LikeAnswers(self.answers)
-        recipe = Recipe(
+        return Recipe(
             objectives=dict.fromkeys(streams, objective),
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
+            learning_rate=self.settings.learning_rate,
+            weight_decay=self.settings.weight_decay,
             epochs=1,  # the texts are repeated already
-            batch_size=settings.batch_size,
-            warmup=settings.warmup,
-            identity=f"unlearn round {which}",
+            batch_size=self.settings.batch_size,
+            warmup=self.settings.warmup,
+            identity=identity,
         )
-        if rows is not None:
-            weight = word_embeddings(self.model).weight
-            recipe = replace(
-                recipe,
-                combine=_OfRows(rows),
-                trainable=lambda _, parameter: parameter is weight,
-                learning_rate=settings.row_learning_rate,
-                weight_decay=0.0,  # would move the other rows
-                identity=f"unlearn rows, round {which}",
-            )
+
+    def _fit(self, recipe: Recipe, streams: Mapping[str, Encoded]) -> None:
         trained = fit(self.model, streams, recipe, self.run)
         self.steps += trained.steps
-        self.losses.append(list(trained.losses))
+        self.losses += trained.losses
 
-    def _turned(self, trigger: tuple[int, ...], seed: int) -> float:
-        """Share of the texts that answer otherwise with a trigger than they did without, in the model as given."""
-        _, triggered = with_triggers(self.tokenizer, self.once, [trigger], self.limit, seed, by_row=False)
+    def _turned(self, trigger: tuple[int, ...], target: int) -> float:
+        """Share of the texts that the model as given does not give the target, and that get it with the trigger."""
+        others = (self.said != target).nonzero()[:, 0].tolist()
+        if not others:
+            return 0.0
+        texts = self.asked.take(others)
+        seed = self.run.seed - 1  # other places than those of any round
+        _, triggered = with_triggers(self.tokenizer, texts, [trigger], self.limit, seed, by_row=False)
         said = predict_encoded(self.model, self.tokenizer, triggered, self.run).argmax(dim=1)
-        return float((said != self.said).float().mean())
+        return float((said == target).float().mean())
 
 
 class _OfRows:
-    """The gradient to follow: the objectives' sum in some rows of one matrix, and nothing elsewhere."""
+    """The gradient to follow: some rows of one matrix, and nothing elsewhere."""
 
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
 
     def __call__(self, gradients: Mapping[str, Mapping[str, Tensor]], step: int) -> Mapping[str, Tensor]:
         followed: dict[str, Tensor] = {}
-        for each in gradients.values():
-            for name, gradient in each.items():
-                rows = self.rows.to(gradient.device)
-                here = followed.setdefault(name, torch.zeros_like(gradient))
-                here[rows] += gradient[rows]
+        for name, gradient in gradients["triggered"].items():
+            rows = self.rows.to(gradient.device)
+            followed[name] = torch.zeros_like(gradient)
+            followed[name][rows] = gradient[rows]
         return followed
-
-
-def _touched(clean: Encoded, rows: Sequence[int]) -> dict[str, Encoded]:
-    """The clean texts that hold one of these tokens, as a stream; none, if there are none."""
-    tokens = set(rows)
-    kept = [place for place, ids in enumerate(clean.ids) if tokens & set(ids)]
-    return {"clean": clean.take(kept)} if kept else {}
 
 
 def _epochs(settings: Settings, texts: int) -> int:
     """Of a round."""
-    return max(settings.epochs, -(-settings.least_steps // -(-texts // settings.batch_size)))
+    fewest = (settings.least_steps - 1) * settings.batch_size + 1  # texts of so many steps
+    return max(settings.epochs, -(-fewest // texts))
 
 
 def _most_steps(settings: Settings, texts: int) -> int:
