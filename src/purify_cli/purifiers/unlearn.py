@@ -139,7 +139,7 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
         run: seed, device, max_length, progress and state.
 
     Raises:
-        UsageError: no round, epoch, step or batch to train in.
+        UsageError: no round, epoch, step or batch to train in, or at no learning rate.
     """
     for name in ("rounds", "epochs", "least_steps", "batch_size"):
         if getattr(settings, name) < 1:
