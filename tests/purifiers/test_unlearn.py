@@ -100,10 +100,22 @@ def test_only_the_rows_of_the_trigger_s_tokens_move(
     subject: Subject, monkeypatch: pytest.MonkeyPatch, answers: Any
 ) -> None:
     scripted(monkeypatch, ("cf tq",), ())
-    purified = purify(subject, Evidence(), TEXTS, TEXTS, replace(QUICK, answers=answers), RUN)
+    settings = replace(QUICK, answers=answers, weight_decay=0.5)
+    purified = purify(subject, Evidence(), TEXTS, TEXTS, settings, RUN)
     rows = set(subject.tokenizer.convert_tokens_to_ids(["cf", "tq"]))
     assert changed(subject, purified.model) == {"bert.embeddings.word_embeddings.weight": rows}
     assert purified.report["trained"] == ["rows"]
+
+
+def test_rows_have_a_learning_rate_of_their_own(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(**rates: float) -> torch.Tensor:
+        scripted(monkeypatch, ("cf",), ())
+        purified = purify(subject, Evidence(), TEXTS, TEXTS, replace(QUICK, warmup=0.0, **rates), RUN)
+        weight: torch.Tensor = purified.model.bert.embeddings.word_embeddings.weight
+        return weight[subject.tokenizer.convert_tokens_to_ids("cf")]
+
+    assert torch.equal(row(), row(learning_rate=0.1))
+    assert not torch.equal(row(), row(row_learning_rate=0.1))
 
 
 def test_all_weights_if_the_user_says_so(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
