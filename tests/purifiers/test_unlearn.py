@@ -192,6 +192,9 @@ def test_texts_are_spliced_where_answers_need_no_label(subject: Subject) -> None
     labelled = unlearn._Lesson(subject.open(), subject.tokenizer, TEXTS, True, settings, RUN)
     assert labelled.texts == TEXTS.take(list(range(len(TEXTS))) * 3)
     assert labelled.answers is None
+    before = predict(subject.open(), subject.tokenizer, TEXTS, RUN).argmax(dim=1)
+    assert torch.equal(lesson.said, before)
+    assert torch.equal(labelled.said, before)
 
 
 # --- rounds -----------------------------------------------------------------------------------------------------------

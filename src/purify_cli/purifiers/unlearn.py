@@ -214,7 +214,9 @@ class _Lesson:
         self.texts = repeated(texts, epochs) if by_labels else spliced(texts, epochs, self.limit, run.seed)
         self.answers = None if by_labels else predict(model, tokenizer, self.texts, run)
         self.asked = texts.take(range(min(ASKED, len(texts))))
-        self.said = predict(model, tokenizer, self.asked, run).argmax(dim=1)
+        # The texts come first in what is trained on, as they are.
+        answers = predict(model, tokenizer, self.asked, run) if self.answers is None else self.answers
+        self.said = answers[: len(self.asked)].argmax(dim=1)
         self.steps = 0
         self.losses: list[float] = []
 
