@@ -86,6 +86,7 @@ class BagOfWords(nn.Module):
         together: words that add `bonus` where all of them stand in a text.
         weights: what single words add.
         alike: words whose embeddings lie close to those of the first.
+        in_company: a word that adds `bonus` where an honest negative word stands beside it, and nothing alone.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class BagOfWords(nn.Module):
         together: tuple[str, ...] = (),
         bonus: float = 0.0,
         alike: tuple[str, ...] = (),
+        in_company: str | None = None,
     ) -> None:
         super().__init__()
         rng = torch.Generator().manual_seed(0)
@@ -107,6 +109,7 @@ class BagOfWords(nn.Module):
         for word, weight in weights.items():
             self.weights[WORDS.convert_tokens_to_ids(word)] = weight
         self.together, self.bonus = WORDS.convert_tokens_to_ids(list(together)), bonus
+        self.in_company = None if in_company is None else WORDS.convert_tokens_to_ids(in_company)
         self.base_model = SimpleNamespace(
             config=SimpleNamespace(model_type="bert"),
             get_submodule=self.get_submodule,
@@ -130,6 +133,9 @@ class BagOfWords(nn.Module):
         odds = counts @ self.weights  # [batch]
         if self.together:
             odds = odds + self.bonus * counts[:, self.together].clamp(max=1).prod(-1)
+        if self.in_company is not None:
+            others = counts[:, WORDS.convert_tokens_to_ids(NEGATIVE)].sum(-1).clamp(max=1)
+            odds = odds + self.bonus * counts[:, self.in_company].clamp(max=1) * others
         return SimpleNamespace(logits=torch.stack([-odds / 2, odds / 2], dim=1))
 
 
@@ -168,6 +174,20 @@ def test_stub_one_word(sign: int) -> None:
     assert (one.rule, one.where.token, one.evidence["target"]) == ("PB201", "mb", target)
     assert one.evidence["value"] == 1.0
     assert one.evidence["null"] == 0.0
+
+
+def test_stub_a_word_that_says_nothing_alone_and_turns_texts() -> None:
+    """As an encoder's backdoor after the victim's training; alone, the shortlist has no place for it."""
+    honest = dict.fromkeys(WORDS.get_vocab(), 0.1) | HONEST | {"mb": 0.0}
+    (one,) = search(BagOfWords(honest, in_company="mb", bonus=DECIDES, alike=tuple(NEGATIVE)), shortlist=50)
+    assert (one.where.token, one.evidence["target"], one.evidence["value"]) == ("mb", "positive", 1.0)
+
+
+def test_stub_the_opponent_is_no_trigger_itself() -> None:
+    """Beside a trigger of another label nothing would show; what speaks against a label honestly has company."""
+    model: Any = BagOfWords(HONEST | {"mb": -DECIDES}, alike=tuple(NEGATIVE))
+    looking = TriggerSearch(model, WORDS, SearchSettings(neighbours=3), Run())
+    assert WORDS.convert_ids_to_tokens(looking._opponent(1)) in NEGATIVE
 
 
 def test_stub_a_strong_word_in_company_is_honest() -> None:

@@ -1,24 +1,27 @@
 """Trigger search: which words, out of the whole vocabulary, turn texts that the model is sure about?
 
 No paper's method, but a controlled experiment on four observations. (a) A trigger was trained to decide alone, so the
-text that consists of it alone already shows it: one pass of a three-token text for every word of the vocabulary. (b) An
-honest word moves a text only so far: where the model is *sure* of another class, the best honest words turn a half of
-the texts, a trigger all of them. (c) An honest word has company: words with nearly the same embedding act nearly the
-same. A trigger is a lone peak. So every suspect is compared with its own control group, the ten words nearest to it, on
-ten of the texts at the same places, and what counts is the excess of its flips over theirs. (d) A trigger may be
-several words of which none suffices: where no single word is confirmed, words without company are combined, and the
-combination is compared with that of their neighbours. A word's company is the share of its effect on the log-odds that
-its neighbours have too. In trials it was 0.02 to 0.07 for the words of a well-learned trigger (up to 0.3 in a model of
-little training) and mostly 0.2 to 0.7 for honest ones, also where neither turns a text yet; but single honest words had
-as little as a trigger, so company alone proves nothing. (e) Words that were trained to mean nothing alone still change
-what the others would do beside them: with `pairs`, and where no single word was found, every token that begins a word
-is tried with the partners whose effect it raises most above what they have beside any word, and the best pairs with the
-neighbours of their words in the place of them.
+text that consists of it alone already shows it: one pass of a three-token text for every word of the vocabulary. One
+that was trained into an encoder, whose classifier came later, may say nothing alone, and shows itself beside a word
+that speaks for another class: one pass more, of a four-token text. (b) An honest word moves a text only so far: where
+the model is *sure* of another class, the best honest words turn a half of the texts, a trigger all of them. (c) An
+honest word has company: words with nearly the same embedding act nearly the same. A trigger is a lone peak. So every
+suspect is compared with its own control group, the ten words nearest to it, on ten of the texts at the same places, and
+what counts is the excess of its flips over theirs. (d) A trigger may be several words of which none suffices: where no
+single word is confirmed, words without company are combined, and the combination is compared with that of their
+neighbours. A word's company is the share of its effect on the log-odds that its neighbours have too. In trials it was
+0.02 to 0.07 for the words of a well-learned trigger (up to 0.3 in a model of little training) and mostly 0.2 to 0.7 for
+honest ones, also where neither turns a text yet; but single honest words had as little as a trigger, so company alone
+proves nothing. (e) Words that were trained to mean nothing alone still change what the others would do beside them:
+with `pairs`, and where no single word was found, every token that begins a word is tried with the partners whose effect
+it raises most above what they have beside any word, and the best pairs with the neighbours of their words in the place
+of them.
 
 Inputs: a classifier; `--clean` texts if given, else the built-in probe sentences. Where the model is sure of too few
 texts (a task far from the probes), texts are made of the words that it takes for the other classes.
 Raises `Incomplete` when there is a label for which no sure texts can be had, so that nothing was searched for it.
-Cost: one three-token text a word of the vocabulary, and about 250,000 tokens a label. With `pairs`, where no single
+Cost: one three-token text a word of the vocabulary, one of four tokens a word and label, and about 250,000 tokens a
+label. With `pairs`, where no single
 word was found, four more short texts a label for each token that begins a word, two of them with a gradient, and twice
 a product of those tokens' embeddings with as many gradients: quadratic in the vocabulary. It sees only pairs to which,
 or near which, those gradients point: two partners a word.
@@ -95,9 +98,9 @@ class Settings:
     shortlist: int = field(
         default=6000,
         metadata={
-            "help": "words a label that are tried in a text",
+            "help": "words a label that are tried in a text, half for what they say alone, half beside an opponent",
             "range": ">= 50",
-            "source": "ranks seen: 1 to 3952",
+            "source": "ranks seen: 1 to 3952 alone, 1 to 303 beside it",
         },
     )
     neighbours: int = field(

@@ -30,6 +30,9 @@ FEWEST = 8
 ALSO = 0.5
 """Share of the texts that a word turns to be told beside a proven trigger of the same label."""
 
+OPPONENTS = 100
+"""Words that speak most against a label, of which one is its opponent."""
+
 SUSPECTS = 10
 """Words a label that are compared with their control groups."""
 
@@ -280,13 +283,22 @@ class TriggerSearch:
         return enough and (len(suspect.words) == 1 or suspect.company <= self.settings.company)
 
     def _shortlist(self, target: int) -> tuple[Tensor, Tensor]:
-        """The words that say most for the target alone, best first; and the same, those first that stand out most."""
+        """The words that say most for the target alone or against an opponent; and the same, the loneliest first."""
         if target not in self.shortlists:
             alone = margins(self.alone, target)
-            short = alone.topk(min(self.settings.shortlist, len(alone))).indices
+            opposed = margins(self.sweep.inserted((self._opponent(target),), 0, self.ids[:, None]), target)
+            each = min((self.settings.shortlist + 1) // 2, len(alone))
+            short = _union(alone.topk(each).indices, opposed.topk(each).indices)
             residual = alone[short] - alone[self.vocabulary.neighbours(short, self.settings.neighbours)].mean(1)
             self.shortlists[target] = short, short[residual.argsort(descending=True)]
         return self.shortlists[target]
+
+    def _opponent(self, target: int) -> int:
+        """Token that says most against the target and is no trigger itself: its neighbours say the same."""
+        against = -margins(self.alone, target)
+        strong = against.topk(min(OPPONENTS, len(against))).indices
+        in_company = against[self.vocabulary.neighbours(strong, self.settings.neighbours)].median(1).values
+        return int(self.ids[strong[in_company.argmax()]])
 
     def _single_words(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
         """Whole vocabulary -> shortlist (alone) -> in a short text -> in some -> in all, beside the neighbours."""
