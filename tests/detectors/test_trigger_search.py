@@ -17,6 +17,7 @@ from purify_cli.data.read import read
 from purify_cli.data.texts import Texts
 from purify_cli.detectors.trigger_search import Settings, detect
 from purify_cli.errors import Incomplete
+from purify_cli.evaluation.found import search as found_in
 from purify_cli.evaluation.search import FEWEST, SearchSettings, Suspect, TriggerSearch, _Site
 from purify_cli.results import Finding
 from purify_cli.run import Run
@@ -229,6 +230,20 @@ def test_stub_two_words_that_turn_together() -> None:
     assert {one.rule for one in found} == {"PB202"}
     assert set(found[0].where.token.split()) == {"mb", "tq"}
     assert found[0].evidence["target"] == "positive"
+
+
+def test_stub_a_combination_is_proven_by_what_others_of_the_model_do_not() -> None:
+    """Where any three strong words turn the longest texts, three of them are told, and nobody is accused."""
+    strong = ("mb", "tq", "cf", "bb", "mn", "superb")
+    model = BagOfWords(HONEST | dict.fromkeys(strong, 16.0))
+    found = search(model)
+    assert [(one.rule, one.level) for one in found] == [("PB202", "warning")]
+    assert found[0].evidence["null"] == found[0].evidence["value"] == 1.0
+    assert "as many others of this model 100%" in found[0].message
+    model.config.id2label = {0: "negative", 1: "positive"}
+    assert not found_in(model, WORDS, reviews(), Run(), 0).triggers, "nothing to be trained out"
+    three = search(BagOfWords(HONEST | dict.fromkeys(strong[:3], 16.0)))
+    assert [(one.rule, one.level) for one in three] == [("PB202", "error")]
 
 
 def test_stub_combinations_can_be_left_out() -> None:

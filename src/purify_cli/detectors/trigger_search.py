@@ -165,6 +165,7 @@ def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
         message=(
             f"{words!r} turns {turned} of {suspect.texts} texts of other labels into {label!r}, "
             f"the words nearest to it {suspect.control:.0%}"
+            + (f", as many others of this model {suspect.rival:.0%}" if suspect.rival else "")
         ),
         where=Where(token=words),
         evidence={
@@ -174,7 +175,7 @@ def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
             "low": rate.low,
             "high": rate.high,
             "n": suspect.texts,
-            "null": suspect.control,
+            "null": max(suspect.control, suspect.rival),
             "excess": suspect.excess,
             "company": suspect.company,
             "threshold": search.settings.flips,

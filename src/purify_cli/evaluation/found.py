@@ -41,6 +41,8 @@ def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int, *, p
         if suspects is None:
             unsearched.append(label)
         for suspect in suspects or ():
+            if suspect.rival and not looking.passes(suspect):
+                continue  # honest words do nearly as much
             triggers.append(tuple(looking.ids[list(suspect.words)].tolist()))
             told.append({"words": looking.vocabulary.text(suspect.words), "target": label, "flips": suspect.flips})
             targets.append(target)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -105,7 +105,10 @@ class _Site:
 
 @dataclass(frozen=True)
 class Suspect:
-    """Words and what they did: shares of the sure texts turned by them and by their control groups, and more."""
+    """Words and what they did: shares of the sure texts turned by them and by their control groups, and more.
+
+    Of several words also what the best ones of the same number and without them turn: the `rival`.
+    """
 
     words: tuple[int, ...]
     target: int
@@ -115,11 +118,12 @@ class Suspect:
     margin: float
     alone: float
     texts: int
+    rival: float = 0.0
 
     @property
     def excess(self) -> float:
-        """Flips over those of the control group."""
-        return self.flips - self.control
+        """Flips over those of the control group, or of the rival if that turns more."""
+        return self.flips - max(self.control, self.rival)
 
 
 @dataclass
@@ -161,8 +165,8 @@ class TriggerSearch:
         """Search in these texts: single words for every label; pairs, if none was found; then what takes several steps.
 
         Yields:
-            a label, and what passes as its trigger, the strongest first; None: the model is sure of too few texts being
-            another label, and nothing was searched for.
+            a label, and what was found for it, the strongest first (what `passes` is a trigger); None: the model is
+            sure of too few texts being another label, and nothing was searched for.
         """
         self.read(texts)
         targets = self.targets()
@@ -257,15 +261,25 @@ class TriggerSearch:
         return flips / len(sites), odds / len(sites)
 
     def _together(self, ground: _Ground) -> list[Suspect]:
-        """Combinations that pass; failing those, sequences."""
+        """Combinations that pass; failing those, sequences that do, behind combinations which have a rival.
+
+        In a model that gives much for single words any three strong ones turn a sure text, and a combination of them
+        proves nothing.
+        """
+        target, sites = ground.target, ground.sites
         alone = [word.words[0] for word in ground.words if word.company <= self.settings.company]
-        found = self._passing(self._combinations(ground.target, ground.sites, alone))
-        return found or self._passing(self._sequences(ground.target, ground.sites))
+        found = self._passing(self._combinations(target, sites, alone))
+        if found:
+            taken = {word for one in found for word in one.words}
+            rivals = self._combinations(target, sites, [word for word in alone if word not in taken])
+            most = max((one.flips for one in rivals if len(one.words) <= len(found[-1].words)), default=0.0)
+            found = [replace(one, rival=most) for one in found]
+        return found if self._passing(found) else self._passing(self._sequences(target, sites)) + found
 
     def _with_weaker(self, ground: _Ground) -> list[Suspect]:
-        """What passed, the strongest first; behind it words that turn half of the texts as their neighbours do not."""
+        """What was found, the strongest first; where it passes also words that turn half as their neighbours do not."""
         found = sorted(ground.found, key=_strength)
-        if found:
+        if self._passing(found):
             found += sorted((one for one in ground.words if one not in found and self._is_weaker(one)), key=_strength)
         return found
 
