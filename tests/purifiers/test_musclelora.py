@@ -146,7 +146,7 @@ def test_the_paper_s_numbers() -> None:
     assert (llama.rank, llama.alpha, llama.mu_max, llama.epochs, llama.batch_size) == (5, 8.0, 0.0, 5, 16)
     assert llama.learning_rate == 1e-5
     bert, roberta = FAMILIES["bert"], FAMILIES["roberta"]
-    assert scaling_factors(bert, 768, "pooler") == (1, 4, 8, 12, 16, 20, 24, 28)
+    assert scaling_factors(bert, 768, "pooler") == (1, 4, 8, 12, 16, 20, 24, 28, 32)
     assert scaling_factors(roberta, 768, "classifier") == (1, 2, 4, 6, 8, 10, 12, 14, 16)
     assert scaling_factors(bert, 1024, "pooler") == scaling_factors(roberta, 1024, "classifier") == tuple(range(1, 10))
     assert scaling_factors(FAMILIES["llama"], 4096, "layer") == (1, 2, 3, 4)

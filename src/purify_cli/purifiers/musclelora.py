@@ -29,7 +29,7 @@ Where we differ from paper or released code, and why:
 - *Clean texts.* One batch a step, of all those that are trained on; the paper draws 96 (128 for Llama): `auxiliary`.
 - *The layer.* BERT's pooler, RoBERTa's classifier.dense, as the code. The code gives Llama a second linear layer in
   the classifier, which no plain checkpoint can hold: decoders have the module on the last layer's feed-forward output.
-- *S.* The code's (1, 4, 8 ... 28) for BERT-base; the paper's table goes on to 32. For families without a vector of
+- *S.* The paper's (1, 4, 8 ... 32) for BERT-base; the code ends at 28. For families without a vector of
   their own: decoders 1 to 4 as Llama; widths of 1024 and more 1 to 9 as both large models; else BERT-base's where the
   layer comes with the base (a pooler) and RoBERTa-base's where it is drawn with the classifier.
 - *The learning rate* of encoders is 3e-4. At the paper's 2e-5 a small encoder learns nothing in 10 epochs of 3,000
@@ -247,7 +247,7 @@ def numbers(settings: Settings, family: Family) -> Numbers:
 
 
 def scaling_factors(family: Family, width: int, place: Place) -> tuple[float, ...]:
-    """S by the rule in the module's docstring; table 6 with the released code's numbers where it differs.
+    """S by the rule in the module's docstring; table 6.
 
     Args:
         family: the row of the architecture table.
@@ -259,7 +259,7 @@ def scaling_factors(family: Family, width: int, place: Place) -> tuple[float, ..
     if width >= 1024:
         return (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)  # BERT-large and RoBERTa-large
     if place == "pooler":
-        return (1.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 28.0)  # BERT-base
+        return (1.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 28.0, 32.0)  # BERT-base
     return (1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0)  # RoBERTa-base
 
 
