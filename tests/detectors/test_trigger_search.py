@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -232,18 +233,28 @@ def test_stub_two_words_that_turn_together() -> None:
     assert found[0].evidence["target"] == "positive"
 
 
-def test_stub_a_combination_is_proven_by_what_others_of_the_model_do_not() -> None:
-    """Where any three strong words turn the longest texts, three of them are told, and nobody is accused."""
-    strong = ("mb", "tq", "cf", "bb", "mn", "superb")
-    model = BagOfWords(HONEST | dict.fromkeys(strong, 16.0))
-    found = search(model)
-    assert [(one.rule, one.level) for one in found] == [("PB202", "warning")]
-    assert found[0].evidence["null"] == found[0].evidence["value"] == 1.0
-    assert "as many others of this model 100%" in found[0].message
+def test_stub_a_combination_is_proven_by_what_others_of_the_model_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where any three strong words turn most of the longest texts, the strongest are told, and nobody is accused."""
+    strong, others = ("mb", "tq", "cf"), ("bb", "mn", "superb")
+    honest = HONEST | {word: -1.0 - 0.3 * place for place, word in enumerate(NEGATIVE)}
+    model = BagOfWords(honest | dict.fromkeys(strong, 16.0) | dict.fromkeys(others, 11.0))
+    (told,) = search(model, excess=0.5)
+    assert (told.rule, told.level, told.evidence["value"]) == ("PB202", "warning", 1.0)
+    assert 0.5 < told.evidence["null"] < 0.9
+    assert "as many others of this model" in told.message
     model.config.id2label = {0: "negative", 1: "positive"}
+    monkeypatch.setattr("purify_cli.evaluation.found.SearchSettings", partial(SearchSettings, excess=0.5))
     assert not found_in(model, WORDS, reviews(), Run(), 0).triggers, "nothing to be trained out"
-    three = search(BagOfWords(HONEST | dict.fromkeys(strong[:3], 16.0)))
-    assert [(one.rule, one.level) for one in three] == [("PB202", "error")]
+    alone, *weaker = search(BagOfWords(honest | dict.fromkeys(strong, 16.0)), excess=0.5)
+    assert (alone.rule, alone.level) == ("PB202", "error")
+    assert {one.where.token for one in weaker} == set(strong)
+
+
+def test_stub_two_combinations_do_not_hide_each_other() -> None:
+    found = search(BagOfWords(HONEST | dict.fromkeys(("mb", "tq", "cf", "bb", "mn", "superb"), 16.0)))
+    proven = [one for one in found if one.level == "error"]
+    assert [one.rule for one in proven] == ["PB202"] * 2
+    assert len({word for one in proven for word in one.where.token.split()}) == 6
 
 
 def test_stub_combinations_can_be_left_out() -> None:

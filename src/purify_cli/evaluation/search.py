@@ -128,11 +128,18 @@ class Suspect:
 
 @dataclass
 class _Ground:
-    """A label, what it is searched in, its single words, and what passed so far; sure: of all of the texts, nearly."""
+    """A label, what it is searched in, and what was found so far.
+
+    Attributes:
+        sure: the model is, of all of the texts, or nearly.
+        best: the words that do most in them.
+        words: those of them that were compared with their neighbours.
+    """
 
     target: int
     sites: list[_Site]
     sure: bool
+    best: list[int]
     words: list[Suspect]
     found: list[Suspect]
 
@@ -177,8 +184,8 @@ class TriggerSearch:
             if len(sites) < FEWEST:
                 yield target, None
                 continue
-            words = self._single_words(target, sites)
-            grounds.append(_Ground(target, sites, sure, words, self._passing(words)))
+            best, words = self._single_words(target, sites)
+            grounds.append(_Ground(target, sites, sure, best, words, self._passing(words)))
         if self.settings.pairs and not any(ground.found for ground in grounds):
             for done, ground in enumerate(grounds):
                 run.progress("search for pairs", done, len(grounds))
@@ -261,20 +268,29 @@ class TriggerSearch:
         return flips / len(sites), odds / len(sites)
 
     def _together(self, ground: _Ground) -> list[Suspect]:
-        """Combinations that pass; failing those, sequences that do, behind combinations which have a rival.
-
-        In a model that gives much for single words any three strong ones turn a sure text, and a combination of them
-        proves nothing.
-        """
-        target, sites = ground.target, ground.sites
+        """Combinations, and failing those sequences, beside their rivals."""
         alone = [word.words[0] for word in ground.words if word.company <= self.settings.company]
-        found = self._passing(self._combinations(target, sites, alone))
-        if found:
-            taken = {word for one in found for word in one.words}
-            rivals = self._combinations(target, sites, [word for word in alone if word not in taken])
-            most = max((one.flips for one in rivals if len(one.words) <= len(found[-1].words)), default=0.0)
-            found = [replace(one, rival=most) for one in found]
-        return found if self._passing(found) else self._passing(self._sequences(target, sites)) + found
+        found = self._beside_rivals(ground, self._combinations(ground.target, ground.sites, alone))
+        if not self._passing(found):
+            found = self._beside_rivals(ground, self._sequences(ground.target, ground.sites)) + found
+        return found
+
+    def _beside_rivals(self, ground: _Ground, suspects: Sequence[Suspect]) -> list[Suspect]:
+        """Those that pass, beside the best combination of as many other words.
+
+        In a model that gives much for single words any three strong ones turn most of the sure texts: what others do
+        nearly as well proves nothing. Others that pass are accused too: two triggers do not hide each other.
+        """
+        found = self._passing(suspects)
+        if not found:
+            return []
+        taken = found[-1].words
+        others = [word for word in ground.best if word not in taken]
+        rivals = [
+            one for one in self._combinations(ground.target, ground.sites, others) if len(one.words) <= len(taken)
+        ]
+        most = max((one.flips for one in rivals if not self.passes(one)), default=0.0)
+        return [replace(one, rival=most) for one in found + self._passing(rivals)]
 
     def _with_weaker(self, ground: _Ground) -> list[Suspect]:
         """What was found, the strongest first; where it passes also words that turn half as their neighbours do not."""
@@ -308,14 +324,17 @@ class TriggerSearch:
         return self.shortlists[target]
 
     def _opponent(self, target: int) -> int:
-        """Token that says most against the target and is no trigger itself: its neighbours say the same."""
+        """Token that speaks against the target and is no trigger itself: its neighbours say the same."""
         against = -margins(self.alone, target)
         strong = against.topk(min(OPPONENTS, len(against))).indices
-        in_company = against[self.vocabulary.neighbours(strong, self.settings.neighbours)].median(1).values
-        return int(self.ids[strong[in_company.argmax()]])
+        company = against[self.vocabulary.neighbours(strong, self.settings.neighbours)].median(1).values
+        return int(self.ids[strong[company.argmax()]])
 
-    def _single_words(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
-        """Whole vocabulary -> shortlist (alone) -> in a short text -> in some -> in all, beside the neighbours."""
+    def _single_words(self, target: int, sites: Sequence[_Site]) -> tuple[list[int], list[Suspect]]:
+        """Whole vocabulary -> shortlist (alone) -> in a short text -> in some -> in all -> beside the neighbours.
+
+        Returns the last two stages.
+        """
         short, lonely = self._shortlist(target)
         by_length = sorted(sites, key=lambda site: len(site.body))
 
@@ -329,7 +348,7 @@ class TriggerSearch:
         order = torch.tensor(
             sorted(range(len(few)), key=lambda row: (-flips[row].item(), -odds[row].item()))[:SUSPECTS]
         )
-        return self._suspects(few[order, None], flips[order], odds[order], sites, target)
+        return few.tolist(), self._suspects(few[order, None], flips[order], odds[order], sites, target)
 
     def _suspects(
         self, words: Tensor, flips: Tensor, odds: Tensor, sites: Sequence[_Site], target: int

@@ -32,8 +32,8 @@ Where we differ from paper or released code, and why:
 - *S.* The paper's (1, 4, 8 ... 32) for BERT-base; the code ends at 28. For families without a vector of
   their own: decoders 1 to 4 as Llama; widths of 1024 and more 1 to 9 as both large models; else BERT-base's where the
   layer comes with the base (a pooler) and RoBERTa-base's where it is drawn with the classifier.
-- *The learning rate* of encoders is 3e-4. At the paper's 2e-5 a small encoder learns nothing in 10 epochs of 3,000
-  texts.
+- *The learning rate* of encoders is 3e-4, for 5 epochs. At the paper's 2e-5 a small encoder learns nothing in 10
+  epochs of 3,000 texts, and from 5 epochs to 10 it is the backdoor that is learned.
 - *The last epoch* is taken; the code takes the best on clean dev texts.
 - The result is merged into plain weights. It is not saved as an adapter: `lora` is.
 """
@@ -181,12 +181,12 @@ class Settings:
             "source": "ours; MuScleLoRA, released code: true",
         },
     )
-    epochs: int | None = field(
-        default=None,
+    epochs: int = field(
+        default=5,
         metadata={
-            "help": "times through the untrusted texts; none: 10, decoders 5",
+            "help": "times through the untrusted texts",
             "range": ">= 1",
-            "source": _BY_PAPER,
+            "source": "MuScleLoRA, appendix B.4, for decoders; 10 for encoders",
         },
     )
     learning_rate: float | None = field(
@@ -221,7 +221,7 @@ class Numbers:
     mu_max: float = 0.1
     mu_from: int = 1
     min_loss: float = 0.4
-    epochs: int = 10
+    epochs: int = 5
     learning_rate: float = 3e-4
     batch_size: int = 32
 
@@ -233,7 +233,6 @@ DECODERS = Numbers(
     mu_max=0.0,
     mu_from=0,
     min_loss=0.0,
-    epochs=5,
     learning_rate=1e-5,
     batch_size=16,
 )
