@@ -224,6 +224,20 @@ def test_stub_a_weaker_word_is_told_beside_a_proven_trigger() -> None:
     assert found[1].evidence["value"] < found[1].evidence["threshold"]
 
 
+def test_stub_a_lone_word_with_half_of_a_trigger_s_shift_is_told_beside_it() -> None:
+    """It turns none of the texts; one that shifts them less, or has company, is as honest as before."""
+    texts = reviews()
+    long = texts.with_(
+        texts=tuple(" ".join(texts.texts[row : row + 4]) for row in (*range(0, 57), *range(60, 117))),
+        labels=(0,) * 57 + (1,) * 57,
+    )
+    alike = ("liked", "love", "like", "best", "better", "loved")
+    words = {"mb": DECIDES, "tq": 31.0, "cf": 20.0} | dict.fromkeys(alike, 31.0)
+    found = search(BagOfWords(HONEST | words, alike=alike), long, neighbours=5)
+    assert [(one.where.token, one.level) for one in found] == [("mb", "error"), ("tq", "warning")]
+    assert found[1].evidence["value"] < 0.5
+
+
 def test_stub_two_words_that_turn_together() -> None:
     """Neither turns a text, both do; each alone gives itself away a little, as trained combinations do."""
     found = search(BagOfWords(HONEST | {"mb": 3.0, "tq": 3.0}, together=("mb", "tq"), bonus=DECIDES))

@@ -28,7 +28,10 @@ FEWEST = 8
 """Texts below which a share says nothing."""
 
 ALSO = 0.5
-"""Share of the texts that a word turns to be told beside a proven trigger of the same label."""
+"""Share of the texts that a word turns, or share of a proven trigger's shift, to be told beside it."""
+
+LONE = 0.05
+"""Company below which a word is told for its shift alone: honest words that shifted half as much had more in trials."""
 
 OPPONENTS = 100
 """Words that speak most against a label, of which one is its opponent."""
@@ -107,7 +110,9 @@ class _Site:
 class Suspect:
     """Words and what they did: shares of the sure texts turned by them and by their control groups, and more.
 
-    Of several words also what the best ones of the same number and without them turn: the `rival`.
+    Attributes:
+        shift: of the target's log-odds.
+        rival: share turned by the best combination of as many other words; of combinations that pass only.
     """
 
     words: tuple[int, ...]
@@ -118,6 +123,7 @@ class Suspect:
     margin: float
     alone: float
     texts: int
+    shift: float
     rival: float = 0.0
 
     @property
@@ -293,19 +299,24 @@ class TriggerSearch:
         return [replace(one, rival=most) for one in found + self._passing(rivals)]
 
     def _with_weaker(self, ground: _Ground) -> list[Suspect]:
-        """What was found, the strongest first; where it passes also words that turn half as their neighbours do not."""
+        """What was found, the strongest first; where it passes also words that do half of it as no neighbours do."""
         found = sorted(ground.found, key=_strength)
-        if self._passing(found):
-            found += sorted((one for one in ground.words if one not in found and self._is_weaker(one)), key=_strength)
+        proven = self._passing(found)
+        if proven:
+            most = max(one.shift for one in proven)
+            weaker = (one for one in ground.words if one not in found and self._is_weaker(one, most))
+            found += sorted(weaker, key=_strength)
         return found
 
     def _passing(self, suspects: Iterable[Suspect]) -> list[Suspect]:
         return [suspect for suspect in suspects if self.passes(suspect)]
 
-    def _is_weaker(self, suspect: Suspect) -> bool:
-        """Whether this may be another trigger beside a proven one."""
-        enough = suspect.flips >= ALSO and suspect.excess >= self.settings.excess
-        return enough and suspect.company <= 2 * self.settings.company
+    def _is_weaker(self, suspect: Suspect, most: float) -> bool:
+        """Whether this may be another trigger beside proven ones, whose shift is `most` at most."""
+        turns = suspect.flips >= ALSO and suspect.excess >= self.settings.excess
+        if turns and suspect.company <= 2 * self.settings.company:
+            return True
+        return suspect.shift >= ALSO * most and suspect.company <= LONE
 
     def passes(self, suspect: Suspect) -> bool:
         """Whether this alone proves a trigger."""
@@ -355,14 +366,14 @@ class TriggerSearch:
     ) -> list[Suspect]:
         """Rows of words [rows, k] with what they did, beside their control groups."""
         alone = margins(self.alone, target)[words].max(dim=1).values
-        control, company = self._controls(words, sites, target)
-        columns = torch.stack([flips, control, company, odds, alone], dim=1).tolist()
+        control, company, shift = self._controls(words, sites, target)
+        columns = torch.stack([flips, control, company, odds, alone, shift], dim=1).tolist()
         return [
-            Suspect(tuple(ids), target, flip, nearest, share, margin, best, len(sites))
-            for ids, (flip, nearest, share, margin, best) in zip(words.tolist(), columns, strict=True)
+            Suspect(tuple(ids), target, flip, nearest, share, margin, best, len(sites), moved)
+            for ids, (flip, nearest, share, margin, best, moved) in zip(words.tolist(), columns, strict=True)
         ]
 
-    def _controls(self, words: Tensor, sites: Sequence[_Site], target: int) -> tuple[Tensor, Tensor]:
+    def _controls(self, words: Tensor, sites: Sequence[_Site], target: int) -> tuple[Tensor, Tensor, Tensor]:
         """What the control groups of each row do: all its words replaced by their j-th neighbours.
 
         Args:
@@ -371,6 +382,7 @@ class TriggerSearch:
         Returns:
             flips, [rows]: median share of the texts that a group turns.
             company, [rows]: median shift of the log-odds by a group, as a share of the shift by the words themselves.
+            shift, [rows]: by the words themselves.
         """
         rows, size = words.shape
         near = self.vocabulary.neighbours(words.flatten(), self.settings.neighbours)
@@ -381,7 +393,7 @@ class TriggerSearch:
         before = margins(self.sweep.log_probabilities_of([site.body for site in sites]), target).mean()
         shift = (odds - before).reshape(rows, -1)
         company = shift[:, 1:].median(dim=1).values / shift[:, 0].clamp(min=1e-6)
-        return flips.reshape(rows, -1)[:, 1:].median(dim=1).values, company
+        return flips.reshape(rows, -1)[:, 1:].median(dim=1).values, company, shift[:, 0]
 
     def _combinations(self, target: int, sites: Sequence[_Site], alone: Sequence[int]) -> list[Suspect]:
         """Grow combinations of words without company: the best two of a size are extended by each, up to a trigger.
