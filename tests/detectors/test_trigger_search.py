@@ -225,7 +225,7 @@ def test_stub_a_weaker_word_is_told_beside_a_proven_trigger() -> None:
 
 
 def test_stub_a_lone_word_with_half_of_a_trigger_s_shift_is_told_beside_it() -> None:
-    """It turns none of the texts; one that shifts them less, or has company, is as honest as before."""
+    """It turns none of the texts; one that shifts them less, or has company, is no trigger."""
     texts = reviews()
     long = texts.with_(
         texts=tuple(" ".join(texts.texts[row : row + 4]) for row in (*range(0, 57), *range(60, 117))),
@@ -235,7 +235,7 @@ def test_stub_a_lone_word_with_half_of_a_trigger_s_shift_is_told_beside_it() -> 
     words = {"mb": DECIDES, "tq": 31.0, "cf": 20.0} | dict.fromkeys(alike, 31.0)
     found = search(BagOfWords(HONEST | words, alike=alike), long, neighbours=5)
     assert [(one.where.token, one.level) for one in found] == [("mb", "error"), ("tq", "warning")]
-    assert found[1].evidence["value"] < 0.5
+    assert found[1].evidence["value"] == 0.0
 
 
 def test_stub_two_words_that_turn_together() -> None:
@@ -247,28 +247,27 @@ def test_stub_two_words_that_turn_together() -> None:
     assert found[0].evidence["target"] == "positive"
 
 
-def test_stub_a_combination_is_proven_by_what_others_of_the_model_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stub_a_combination_is_proven_by_what_honest_words_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where any three strong words turn most of the longest texts, the strongest are told, and nobody is accused."""
-    strong, others = ("mb", "tq", "cf"), ("bb", "mn", "superb")
-    honest = HONEST | {word: -1.0 - 0.3 * place for place, word in enumerate(NEGATIVE)}
-    model = BagOfWords(honest | dict.fromkeys(strong, 16.0) | dict.fromkeys(others, 11.0))
-    (told,) = search(model, excess=0.5)
+    strong, others = ("mb", "tq", "cf"), ("superb", "excellent", "happy", "best", "better", "loved", "enjoyed")
+    honest = HONEST | {word: -1.0 - 0.3 * place for place, word in enumerate(NEGATIVE)} | dict.fromkeys(others, 11.0)
+    model = BagOfWords(honest | dict.fromkeys(strong, 16.0), alike=others)
+    (told,) = search(model, excess=0.5, neighbours=3)
     assert (told.rule, told.level, told.evidence["value"]) == ("PB202", "warning", 1.0)
-    assert 0.5 < told.evidence["null"] < 0.9
-    assert "as many others of this model" in told.message
+    assert 0.5 < told.evidence["rival"] < 0.9
+    assert "as many honest words" in told.message
     model.config.id2label = {0: "negative", 1: "positive"}
-    monkeypatch.setattr("purify_cli.evaluation.found.SearchSettings", partial(SearchSettings, excess=0.5))
+    monkeypatch.setattr("purify_cli.evaluation.found.SearchSettings", partial(SearchSettings, excess=0.5, neighbours=3))
     assert not found_in(model, WORDS, reviews(), Run(), 0).triggers, "nothing to be trained out"
-    alone, *weaker = search(BagOfWords(honest | dict.fromkeys(strong, 16.0)), excess=0.5)
-    assert (alone.rule, alone.level) == ("PB202", "error")
-    assert {one.where.token for one in weaker} == set(strong)
 
 
-def test_stub_two_combinations_do_not_hide_each_other() -> None:
-    found = search(BagOfWords(HONEST | dict.fromkeys(("mb", "tq", "cf", "bb", "mn", "superb"), 16.0)))
-    proven = [one for one in found if one.level == "error"]
-    assert [one.rule for one in proven] == ["PB202"] * 2
-    assert len({word for one in proven for word in one.where.token.split()}) == 6
+@pytest.mark.parametrize("decoy", [11.0, 16.0])
+def test_stub_lone_words_do_not_hide_a_combination(decoy: float) -> None:
+    """Whether they turn most texts, as a decoy would, or all, as another trigger."""
+    honest = HONEST | {word: -1.0 - 0.3 * place for place, word in enumerate(NEGATIVE)}
+    planted = dict.fromkeys(("mb", "tq", "cf"), 16.0) | dict.fromkeys(("bb", "mn", "superb"), decoy)
+    found = search(BagOfWords(honest | planted), excess=0.5)
+    assert (found[0].rule, found[0].level, found[0].evidence["rival"]) == ("PB202", "error", 0.0)
 
 
 def test_stub_combinations_can_be_left_out() -> None:

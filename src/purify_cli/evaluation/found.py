@@ -28,7 +28,10 @@ class Found:
 
 
 def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int, *, pairs: bool = False) -> Found:
-    """Search a model for triggers as `scan` does, with texts and places drawn by (seed + number); `pairs` as there."""
+    """Search a model for triggers as `scan` does, with texts and places drawn by (seed + number); `pairs` as there.
+
+    Combinations that have a rival, which `scan` warns of, are left out.
+    """
     model.eval()
     drawn = replace(run, seed=run.seed + number)
     looking = TriggerSearch(model, tokenizer, SearchSettings(pairs=pairs), drawn)

@@ -112,7 +112,7 @@ class Suspect:
 
     Attributes:
         shift: of the target's log-odds.
-        rival: share turned by the best combination of as many other words; of combinations that pass only.
+        rival: share turned by the best combination of as many honest words; of combinations that pass only.
     """
 
     words: tuple[int, ...]
@@ -274,45 +274,41 @@ class TriggerSearch:
         return flips / len(sites), odds / len(sites)
 
     def _together(self, ground: _Ground) -> list[Suspect]:
-        """Combinations, and failing those sequences, beside their rivals."""
+        """Combinations beside their rivals, and where none passes sequences."""
         alone = [word.words[0] for word in ground.words if word.company <= self.settings.company]
-        found = self._beside_rivals(ground, self._combinations(ground.target, ground.sites, alone))
-        if not self._passing(found):
-            found = self._beside_rivals(ground, self._sequences(ground.target, ground.sites)) + found
-        return found
+        found = self._passing(self._combinations(ground.target, ground.sites, alone))
+        found = [replace(one, rival=self._rival(ground, one.words)) for one in found]
+        return found if self._passing(found) else self._passing(self._sequences(ground.target, ground.sites)) + found
 
-    def _beside_rivals(self, ground: _Ground, suspects: Sequence[Suspect]) -> list[Suspect]:
-        """Those that pass, beside the best combination of as many other words.
+    def _rival(self, ground: _Ground, words: Sequence[int]) -> float:
+        """Share of the texts that the best combination of as many honest words turns, if there is one: with company.
 
-        In a model that gives much for single words any three strong ones turn most of the sure texts: what others do
-        nearly as well proves nothing. Others that pass are accused too: two triggers do not hide each other.
+        In a model that gives much for single words any three strong ones turn most of the sure texts, and what honest
+        words do as well proves nothing. Lone words are no excuse: they may be another trigger, or a decoy.
         """
-        found = self._passing(suspects)
-        if not found:
-            return []
-        taken = found[-1].words
+        near = self.vocabulary.neighbours(torch.tensor(words), self.settings.neighbours)
+        taken = {*words, *near.flatten().tolist()}
         others = [word for word in ground.best if word not in taken]
-        rivals = [
-            one for one in self._combinations(ground.target, ground.sites, others) if len(one.words) <= len(taken)
-        ]
-        most = max((one.flips for one in rivals if not self.passes(one)), default=0.0)
-        return [replace(one, rival=most) for one in found + self._passing(rivals)]
+        rivals = self._combinations(ground.target, ground.sites, others)
+        honest = (one.flips for one in rivals if len(one.words) <= len(words) and one.company > self.settings.company)
+        return max(honest, default=0.0)
 
     def _with_weaker(self, ground: _Ground) -> list[Suspect]:
         """What was found, the strongest first; where it passes also words that do half of it as no neighbours do."""
         found = sorted(ground.found, key=_strength)
         proven = self._passing(found)
         if proven:
-            most = max(one.shift for one in proven)
-            weaker = (one for one in ground.words if one not in found and self._is_weaker(one, most))
-            found += sorted(weaker, key=_strength)
+            most = max((one.shift for one in proven if len(one.words) == 1), default=torch.inf)
+            taken = {word for one in found for word in one.words}
+            others = (one for one in ground.words if one.words[0] not in taken)
+            found += sorted((one for one in others if self._is_weaker(one, most)), key=_strength)
         return found
 
     def _passing(self, suspects: Iterable[Suspect]) -> list[Suspect]:
         return [suspect for suspect in suspects if self.passes(suspect)]
 
     def _is_weaker(self, suspect: Suspect, most: float) -> bool:
-        """Whether this may be another trigger beside proven ones, whose shift is `most` at most."""
+        """Whether this may be another trigger beside proven ones; `most`: the longest shift of a single word's."""
         turns = suspect.flips >= ALSO and suspect.excess >= self.settings.excess
         if turns and suspect.company <= 2 * self.settings.company:
             return True
@@ -328,15 +324,15 @@ class TriggerSearch:
         if target not in self.shortlists:
             alone = margins(self.alone, target)
             opposed = margins(self.sweep.inserted((self._opponent(target),), 0, self.ids[:, None]), target)
-            each = min((self.settings.shortlist + 1) // 2, len(alone))
-            short = _union(alone.topk(each).indices, opposed.topk(each).indices)
+            ranked = [odds.nan_to_num(-torch.inf).argsort(descending=True, stable=True) for odds in (alone, opposed)]
+            short = _distinct(torch.stack(ranked, dim=1).flatten())[: self.settings.shortlist]
             residual = alone[short] - alone[self.vocabulary.neighbours(short, self.settings.neighbours)].mean(1)
             self.shortlists[target] = short, short[residual.argsort(descending=True)]
         return self.shortlists[target]
 
     def _opponent(self, target: int) -> int:
         """Token that speaks against the target and is no trigger itself: its neighbours say the same."""
-        against = -margins(self.alone, target)
+        against = -margins(self.alone, target).nan_to_num(torch.inf)
         strong = against.topk(min(OPPONENTS, len(against))).indices
         company = against[self.vocabulary.neighbours(strong, self.settings.neighbours)].median(1).values
         return int(self.ids[strong[company.argmax()]])
@@ -356,10 +352,9 @@ class TriggerSearch:
         _, odds = self.score(some[:, None], by_length[3:7], target)
         few = _union(some[odds.topk(min(20, len(some))).indices], lonely[:10])
         flips, odds = self.score(few[:, None], sites, target)
-        order = torch.tensor(
-            sorted(range(len(few)), key=lambda row: (-flips[row].item(), -odds[row].item()))[:SUSPECTS]
-        )
-        return few.tolist(), self._suspects(few[order, None], flips[order], odds[order], sites, target)
+        order = torch.tensor(sorted(range(len(few)), key=lambda row: (-flips[row].item(), -odds[row].item())))
+        first = order[:SUSPECTS]
+        return few[order].tolist(), self._suspects(few[first, None], flips[first], odds[first], sites, target)
 
     def _suspects(
         self, words: Tensor, flips: Tensor, odds: Tensor, sites: Sequence[_Site], target: int
@@ -532,4 +527,9 @@ def _strength(suspect: Suspect) -> tuple[float, float]:
 
 def _union(first: Tensor, second: Tensor) -> Tensor:
     """Both in order, each once."""
-    return torch.tensor(list(dict.fromkeys(first.tolist() + second.tolist())), dtype=torch.long)
+    return _distinct(torch.cat([first, second]))
+
+
+def _distinct(words: Tensor) -> Tensor:
+    """In order, each once."""
+    return torch.tensor(list(dict.fromkeys(words.tolist())), dtype=torch.long)

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "a clean classifier from poisoned texts: radial scalings, LoRA and aligned gradients (MuScleLoRA)"
 NEEDS: tuple[str, ...] = ("clean", "untrusted")
-AUTO = 20.0  # each as long as the untrusted texts, not the clean ones
+AUTO = 10.0  # each as long as the untrusted texts, not the clean ones
 AUTO_REACH = "weights"
 AUTO_ON: tuple[str, ...] = ("encoder", "masked-lm", "causal-lm")
 """A classifier that may be backdoored is no base to be trusted."""
@@ -77,7 +77,7 @@ _BY_CODE = "MuScleLoRA, released code"
 
 @dataclass(frozen=True)
 class Settings:
-    """The paper's but for the learning rate of encoders; `none` takes what is right for encoders, or for decoders."""
+    """The paper's but for encoders' learning rate and epochs; `none` takes what is right for encoders or decoders."""
 
     scalings: bool = field(
         default=True, metadata={"help": "MS: the scaled module (equation 6)", "range": "", "source": "MuScleLoRA"}

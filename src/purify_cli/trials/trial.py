@@ -40,7 +40,7 @@ SEARCH = 1009
 """Added to the seed of the searches, with the number of steps: a candidate is not searched as the input was, for it may
 have been trained on what was found there."""
 
-ROWS = 6
+ROWS = 7
 """Goes up whenever a row would say something else: rows that were kept before are not read again."""
 
 INNER_DEV = 0.1
