@@ -281,17 +281,20 @@ class TriggerSearch:
         return found if self._passing(found) else self._passing(self._sequences(ground.target, ground.sites)) + found
 
     def _rival(self, ground: _Ground, words: Sequence[int]) -> float:
-        """Share of the texts that the best combination of as many honest words turns, if there is one: with company.
+        """Share of the texts that the best combination of as many honest words turns: of words that have company.
 
         In a model that gives much for single words any three strong ones turn most of the sure texts, and what honest
         words do as well proves nothing. Lone words are no excuse: they may be another trigger, or a decoy.
         """
         near = self.vocabulary.neighbours(torch.tensor(words), self.settings.neighbours)
         taken = {*words, *near.flatten().tolist()}
-        others = [word for word in ground.best if word not in taken]
-        rivals = self._combinations(ground.target, ground.sites, others)
-        honest = (one.flips for one in rivals if len(one.words) <= len(words) and one.company > self.settings.company)
-        return max(honest, default=0.0)
+        others = torch.tensor([word for word in ground.best if word not in taken], dtype=torch.long)
+        if not len(others):
+            return 0.0
+        _, company, _ = self._controls(others[:, None], ground.sites, ground.target)
+        honest = others[company > self.settings.company].tolist()
+        rivals = self._combinations(ground.target, ground.sites, honest)
+        return max((one.flips for one in rivals if len(one.words) <= len(words)), default=0.0)
 
     def _with_weaker(self, ground: _Ground) -> list[Suspect]:
         """What was found, the strongest first; where it passes also words that do half of it as no neighbours do."""
