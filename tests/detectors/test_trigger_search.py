@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +17,6 @@ from purify_cli.data.read import read
 from purify_cli.data.texts import Texts
 from purify_cli.detectors.trigger_search import Settings, detect
 from purify_cli.errors import Incomplete
-from purify_cli.evaluation.found import search as found_in
 from purify_cli.evaluation.search import FEWEST, SearchSettings, Suspect, TriggerSearch, _Site
 from purify_cli.results import Finding
 from purify_cli.run import Run
@@ -245,29 +243,6 @@ def test_stub_two_words_that_turn_together() -> None:
     assert {one.rule for one in found} == {"PB202"}
     assert set(found[0].where.token.split()) == {"mb", "tq"}
     assert found[0].evidence["target"] == "positive"
-
-
-def test_stub_a_combination_is_proven_by_what_honest_words_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where any three strong words turn most of the longest texts, the strongest are told, and nobody is accused."""
-    strong, others = ("mb", "tq", "cf"), ("superb", "excellent", "happy", "best", "better", "loved", "enjoyed")
-    honest = HONEST | {word: -1.0 - 0.3 * place for place, word in enumerate(NEGATIVE)} | dict.fromkeys(others, 11.0)
-    model = BagOfWords(honest | dict.fromkeys(strong, 16.0), alike=others)
-    (told,) = search(model, excess=0.5, neighbours=3)
-    assert (told.rule, told.level, told.evidence["value"]) == ("PB202", "warning", 1.0)
-    assert 0.5 < told.evidence["rival"] < 0.9
-    assert "as many honest words" in told.message
-    model.config.id2label = {0: "negative", 1: "positive"}
-    monkeypatch.setattr("purify_cli.evaluation.found.SearchSettings", partial(SearchSettings, excess=0.5, neighbours=3))
-    assert not found_in(model, WORDS, reviews(), Run(), 0).triggers, "nothing to be trained out"
-
-
-@pytest.mark.parametrize("decoy", [11.0, 16.0])
-def test_stub_lone_words_do_not_hide_a_combination(decoy: float) -> None:
-    """Whether they turn most texts, as a decoy would, or all, as another trigger."""
-    honest = HONEST | {word: -1.0 - 0.3 * place for place, word in enumerate(NEGATIVE)}
-    planted = dict.fromkeys(("mb", "tq", "cf"), 16.0) | dict.fromkeys(("bb", "mn", "superb"), decoy)
-    found = search(BagOfWords(honest | planted), excess=0.5)
-    assert (found[0].rule, found[0].level, found[0].evidence["rival"]) == ("PB202", "error", 0.0)
 
 
 def test_stub_combinations_can_be_left_out() -> None:

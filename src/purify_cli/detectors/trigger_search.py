@@ -9,24 +9,22 @@ honest word has company: words with nearly the same embedding act nearly the sam
 suspect is compared with its own control group, the ten words nearest to it, on ten of the texts at the same places, and
 what counts is the excess of its flips over theirs. (d) A trigger may be several words of which none suffices: where no
 single word is confirmed, words without company are combined, and the combination is compared with that of their
-neighbours, and with the best one of as many honest words: in some models any three strong words turn a text. A word's
-company is the share of its effect on the log-odds that its neighbours have too. In trials it was 0.02 to 0.07 for the
-words of a well-learned trigger (up to 0.3 in a model of little training) and mostly 0.2 to 0.7 for honest ones, also
-where neither turns a text yet; but single honest words had as little as a trigger, so company alone proves nothing.
-Beside a proven word, though, one of hardly any company that shifts the log-odds half as far is told too, as a weaker
-trigger. (e) Words that were trained to mean nothing alone still change what the others would do beside them: with
-`pairs`, and where no single word was found, every token that begins a word is tried with the partners whose effect it
-raises most above what they have beside any word, and the best pairs with the neighbours of their words in the place of
-them.
+neighbours. A word's company is the share of its effect on the log-odds that its neighbours have too. In trials it was
+0.02 to 0.07 for the words of a well-learned trigger (up to 0.3 in a model of little training) and mostly 0.2 to 0.7 for
+honest ones, also where neither turns a text yet; but single honest words had as little as a trigger, so company alone
+proves nothing. Beside a proven word, though, one of hardly any company that shifts the log-odds half as far is told
+too, as a weaker trigger. (e) Words that were trained to mean nothing alone still change what the others would do beside
+them: with `pairs`, and where no single word was found, every token that begins a word is tried with the partners whose
+effect it raises most above what they have beside any word, and the best pairs with the neighbours of their words in the
+place of them.
 
 Inputs: a classifier; `--clean` texts if given, else the built-in probe sentences. Where the model is sure of too few
 texts (a task far from the probes), texts are made of the words that it takes for the other classes.
 Raises `Incomplete` when there is a label for which no sure texts can be had, so that nothing was searched for it.
 Cost: one three-token text a word of the vocabulary, one of four tokens a word and label, and about 250,000 tokens a
-label; where a combination passes, up to 100,000 more. With `pairs`, where no single word was found, four more short
-texts a label for each token that begins a word, two of them with a gradient, and twice a product of those tokens'
-embeddings with as many gradients: quadratic in the vocabulary. It sees only pairs to which, or near which, those
-gradients point: two partners a word.
+label. With `pairs`, where no single word was found, four more short texts a label for each token that begins a word,
+two of them with a gradient, and twice a product of those tokens' embeddings with as many gradients: quadratic in the
+vocabulary. It sees only pairs to which, or near which, those gradients point: two partners a word.
 
 Related: T-Miner (Azizi et al. 2021) and DBS (Shen et al. 2022) invert triggers by optimisation; PICCOLO (Liu et al.
 2022) tests whether a word is unusually discriminative. Neither uses the neighbours as a control, and both need a
@@ -167,7 +165,6 @@ def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
         message=(
             f"{words!r} turns {turned} of {suspect.texts} texts of other labels into {label!r}, "
             f"the words nearest to it {suspect.control:.0%}"
-            + (f", as many honest words {suspect.rival:.0%}" if suspect.rival else "")
         ),
         where=Where(token=words),
         evidence={
@@ -178,7 +175,6 @@ def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
             "high": rate.high,
             "n": suspect.texts,
             "null": suspect.control,
-            "rival": suspect.rival,
             "shift": suspect.shift,
             "excess": suspect.excess,
             "company": suspect.company,

@@ -28,10 +28,7 @@ class Found:
 
 
 def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int, *, pairs: bool = False) -> Found:
-    """Search a model for triggers as `scan` does, with texts and places drawn by (seed + number); `pairs` as there.
-
-    Combinations that have a rival, which `scan` warns of, are left out.
-    """
+    """Search a model for triggers as `scan` does, with texts and places drawn by (seed + number); `pairs` as there."""
     model.eval()
     drawn = replace(run, seed=run.seed + number)
     looking = TriggerSearch(model, tokenizer, SearchSettings(pairs=pairs), drawn)
@@ -44,8 +41,6 @@ def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int, *, p
         if suspects is None:
             unsearched.append(label)
         for suspect in suspects or ():
-            if suspect.rival and not looking.passes(suspect):
-                continue  # honest words do nearly as much
             triggers.append(tuple(looking.ids[list(suspect.words)].tolist()))
             told.append({"words": looking.vocabulary.text(suspect.words), "target": label, "flips": suspect.flips})
             targets.append(target)

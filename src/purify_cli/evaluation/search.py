@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -112,7 +112,6 @@ class Suspect:
 
     Attributes:
         shift: of the target's log-odds.
-        rival: share turned by the best combination of as many honest words; of combinations that pass only.
     """
 
     words: tuple[int, ...]
@@ -124,28 +123,20 @@ class Suspect:
     alone: float
     texts: int
     shift: float
-    rival: float = 0.0
 
     @property
     def excess(self) -> float:
-        """Flips over those of the control group, or of the rival if that turns more."""
-        return self.flips - max(self.control, self.rival)
+        """Flips over those of the control group."""
+        return self.flips - self.control
 
 
 @dataclass
 class _Ground:
-    """A label, what it is searched in, and what was found so far.
-
-    Attributes:
-        sure: the model is, of all of the texts, or nearly.
-        best: the words that do most in them.
-        words: those of them that were compared with their neighbours.
-    """
+    """A label, what it is searched in, its single words, and what passed so far; sure: of all of the texts, nearly."""
 
     target: int
     sites: list[_Site]
     sure: bool
-    best: list[int]
     words: list[Suspect]
     found: list[Suspect]
 
@@ -178,8 +169,8 @@ class TriggerSearch:
         """Search in these texts: single words for every label; pairs, if none was found; then what takes several steps.
 
         Yields:
-            a label, and what was found for it, the strongest first (what `passes` is a trigger); None: the model is
-            sure of too few texts being another label, and nothing was searched for.
+            a label, and what passes as its trigger, the strongest first; None: the model is sure of too few texts being
+            another label, and nothing was searched for.
         """
         self.read(texts)
         targets = self.targets()
@@ -190,8 +181,8 @@ class TriggerSearch:
             if len(sites) < FEWEST:
                 yield target, None
                 continue
-            best, words = self._single_words(target, sites)
-            grounds.append(_Ground(target, sites, sure, best, words, self._passing(words)))
+            words = self._single_words(target, sites)
+            grounds.append(_Ground(target, sites, sure, words, self._passing(words)))
         if self.settings.pairs and not any(ground.found for ground in grounds):
             for done, ground in enumerate(grounds):
                 run.progress("search for pairs", done, len(grounds))
@@ -274,34 +265,16 @@ class TriggerSearch:
         return flips / len(sites), odds / len(sites)
 
     def _together(self, ground: _Ground) -> list[Suspect]:
-        """Combinations beside their rivals, and where none passes sequences."""
+        """Combinations that pass; failing those, sequences."""
         alone = [word.words[0] for word in ground.words if word.company <= self.settings.company]
         found = self._passing(self._combinations(ground.target, ground.sites, alone))
-        found = [replace(one, rival=self._rival(ground, one.words)) for one in found]
-        return found if self._passing(found) else self._passing(self._sequences(ground.target, ground.sites)) + found
-
-    def _rival(self, ground: _Ground, words: Sequence[int]) -> float:
-        """Share of the texts that the best combination of as many honest words turns: of words that have company.
-
-        In a model that gives much for single words any three strong ones turn most of the sure texts, and what honest
-        words do as well proves nothing. Lone words are no excuse: they may be another trigger, or a decoy.
-        """
-        near = self.vocabulary.neighbours(torch.tensor(words), self.settings.neighbours)
-        taken = {*words, *near.flatten().tolist()}
-        others = torch.tensor([word for word in ground.best if word not in taken], dtype=torch.long)
-        if not len(others):
-            return 0.0
-        _, company, _ = self._controls(others[:, None], ground.sites, ground.target)
-        honest = others[company > self.settings.company].tolist()
-        rivals = self._combinations(ground.target, ground.sites, honest)
-        return max((one.flips for one in rivals if len(one.words) <= len(words)), default=0.0)
+        return found or self._passing(self._sequences(ground.target, ground.sites))
 
     def _with_weaker(self, ground: _Ground) -> list[Suspect]:
-        """What was found, the strongest first; where it passes also words that do half of it as no neighbours do."""
+        """What passed, the strongest first; behind it words that do half of it as their neighbours do not."""
         found = sorted(ground.found, key=_strength)
-        proven = self._passing(found)
-        if proven:
-            most = max((one.shift for one in proven if len(one.words) == 1), default=torch.inf)
+        if found:
+            most = max((one.shift for one in found if len(one.words) == 1), default=torch.inf)
             taken = {word for one in found for word in one.words}
             others = (one for one in ground.words if one.words[0] not in taken)
             found += sorted((one for one in others if self._is_weaker(one, most)), key=_strength)
@@ -340,11 +313,8 @@ class TriggerSearch:
         company = against[self.vocabulary.neighbours(strong, self.settings.neighbours)].median(1).values
         return int(self.ids[strong[company.argmax()]])
 
-    def _single_words(self, target: int, sites: Sequence[_Site]) -> tuple[list[int], list[Suspect]]:
-        """Whole vocabulary -> shortlist (alone) -> in a short text -> in some -> in all -> beside the neighbours.
-
-        Returns the last two stages.
-        """
+    def _single_words(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
+        """Whole vocabulary -> shortlist -> in a short text -> in some -> in all, beside the neighbours."""
         short, lonely = self._shortlist(target)
         by_length = sorted(sites, key=lambda site: len(site.body))
 
@@ -355,9 +325,10 @@ class TriggerSearch:
         _, odds = self.score(some[:, None], by_length[3:7], target)
         few = _union(some[odds.topk(min(20, len(some))).indices], lonely[:10])
         flips, odds = self.score(few[:, None], sites, target)
-        order = torch.tensor(sorted(range(len(few)), key=lambda row: (-flips[row].item(), -odds[row].item())))
-        first = order[:SUSPECTS]
-        return few[order].tolist(), self._suspects(few[first, None], flips[first], odds[first], sites, target)
+        order = torch.tensor(
+            sorted(range(len(few)), key=lambda row: (-flips[row].item(), -odds[row].item()))[:SUSPECTS]
+        )
+        return self._suspects(few[order, None], flips[order], odds[order], sites, target)
 
     def _suspects(
         self, words: Tensor, flips: Tensor, odds: Tensor, sites: Sequence[_Site], target: int
