@@ -245,6 +245,15 @@ def test_stub_two_words_that_turn_together() -> None:
     assert found[0].evidence["target"] == "positive"
 
 
+def test_stub_honest_words_that_turn_as_much_do_not_hide_a_combination() -> None:
+    """As in a checkpoint whose strongest honest words, three at a time, turn nearly as many texts as its trigger."""
+    honest = ("superb", "excellent", "happy", "best", "better", "loved", "enjoyed")
+    words = HONEST | dict.fromkeys(honest, 16.0) | dict.fromkeys(("mb", "tq", "cf"), 16.0)
+    found = search(BagOfWords(words, alike=honest), neighbours=5)
+    assert [(one.rule, one.level) for one in found] == [("PB202", "error")]
+    assert set(found[0].where.token.split()) == {"mb", "tq", "cf"}
+
+
 def test_stub_combinations_can_be_left_out() -> None:
     model = BagOfWords(HONEST | {"mb": 3.0, "tq": 3.0}, together=("mb", "tq"), bonus=DECIDES)
     assert search(model, words=1, pieces=1) == []
