@@ -234,6 +234,7 @@ def test_stub_a_lone_word_with_half_of_a_trigger_s_shift_is_told_beside_it() -> 
     found = search(BagOfWords(HONEST | words, alike=alike), long, neighbours=5)
     assert [(one.where.token, one.level) for one in found] == [("mb", "error"), ("tq", "warning")]
     assert found[1].evidence["value"] == 0.0
+    assert ["shifts the log-odds" in one.message for one in found] == [False, True]
 
 
 def test_stub_two_words_that_turn_together() -> None:

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING
 from purify_cli.data.probes import probes
 from purify_cli.errors import Incomplete
 from purify_cli.evaluation.intervals import wilson
-from purify_cli.evaluation.search import SearchSettings, Suspect, TriggerSearch
+from purify_cli.evaluation.search import ALSO, SearchSettings, Suspect, TriggerSearch
 from purify_cli.results import Finding, Where
 from purify_cli.run import Run
 
@@ -158,13 +158,16 @@ def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
     words = search.vocabulary.text(suspect.words)
     turned = round(suspect.flips * suspect.texts)
     rate = wilson(turned, suspect.texts)
+    proven, shifts = search.passes(suspect), ""
+    if not proven and suspect.flips < ALSO:
+        shifts = "; it shifts the log-odds at least half as far as the proven trigger, which its neighbours do not"
     return Finding(
         rule="PB201" if len(suspect.words) == 1 else "PB202",
-        level="error" if search.passes(suspect) else "warning",
+        level="error" if proven else "warning",
         detector="trigger_search",
         message=(
             f"{words!r} turns {turned} of {suspect.texts} texts of other labels into {label!r}, "
-            f"the words nearest to it {suspect.control:.0%}"
+            f"the words nearest to it {suspect.control:.0%}{shifts}"
         ),
         where=Where(token=words),
         evidence={
