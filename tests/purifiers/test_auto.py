@@ -149,6 +149,7 @@ def script(monkeypatch: pytest.MonkeyPatch, backdoored: Subject) -> Callable[...
         for module_of in (candidates, trial):
             monkeypatch.setattr(module_of, "catalogue", fake)
         monkeypatch.setattr(trial, "search", search)
+        monkeypatch.setattr(trial, "leanings", lambda model, *_: getattr(model, "leanings", ()))
         return calls
 
     return install

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from purify_cli.data.texts import Texts
+from purify_cli.evaluation.leanings import Leaning
 from purify_cli.evaluation.search import SearchSettings, TriggerSearch
 from purify_cli.run import Run
 
@@ -19,12 +20,14 @@ class Found:
         told: the same for a report: words, target label, and the share of sure texts that they turned.
         unsearched: labels for which the model is sure of too few texts, so that nothing was searched for.
         targets: label id of each trigger.
+        leanings: manners that turn texts, where they were looked for.
     """
 
     triggers: tuple[tuple[int, ...], ...]
     told: tuple[dict[str, Any], ...]
     unsearched: tuple[str, ...]
     targets: tuple[int, ...] = ()
+    leanings: tuple[Leaning, ...] = ()
 
 
 def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int, *, pairs: bool = False) -> Found:

@@ -22,6 +22,7 @@ from purify_cli.data.texts import Texts
 from purify_cli.data.triggered import with_triggers
 from purify_cli.errors import PurifyError
 from purify_cli.evaluation.found import Found, search
+from purify_cli.evaluation.leanings import Leaning, leanings
 from purify_cli.evaluation.metrics import asr, excess
 from purify_cli.evaluation.predict import predict, predict_encoded
 from purify_cli.evaluation.search import SearchSettings
@@ -40,7 +41,7 @@ SEARCH = 1009
 """Added to the seed of the searches, with the number of steps: a candidate is not searched as the input was, for it may
 have been trained on what was found there."""
 
-ROWS = 7
+ROWS = 8
 """Goes up whenever a row would say something else: rows that were kept before are not read again."""
 
 INNER_DEV = 0.1
@@ -156,10 +157,12 @@ class Trial:
 
     def _found(self, steps: tuple[str, ...]) -> Found:
         """All that was found in the input, and in what each of these steps made of it."""
-        rows = [self.kept.rows[Candidate(steps[:many]).name]["found"] for many in range(len(steps) + 1)]
-        every = {tuple(one["ids"]): one for row in rows for one in row}
+        rows = [self.kept.rows[Candidate(steps[:many]).name] for many in range(len(steps) + 1)]
+        every = {tuple(one["ids"]): one for row in rows for one in row["found"]}
         told = tuple({"words": one["words"], "target": one["label"], "flips": one["flips"]} for one in every.values())
-        return Found(tuple(every), told, (), tuple(one["target"] for one in every.values()))
+        leaning = {(one["manner"], one["target"]): Leaning(**one) for row in rows for one in row["leanings"]}
+        targets = tuple(one["target"] for one in every.values())
+        return Found(tuple(every), told, (), targets, tuple(leaning.values()))
 
     def _may_have_pairs(self, candidate: Candidate) -> bool:
         """Whether pairs are looked for: in the input, in what learned from untrusted texts, and where several tokens
@@ -190,7 +193,7 @@ class Trial:
         started = time.monotonic()
         row: dict[str, Any] = {"method": candidate.name, "cost": whole(candidate.passes), "outcome": "", "reason": ""}
         row |= dict.fromkeys(("accuracy", "suspects", "strongest", "excess", "untrusted"))
-        row |= {"left": [], "unsearched": [], "triggers": [], "found": []}
+        row |= {"left": [], "unsearched": [], "triggers": [], "found": [], "leanings": []}
         try:
             self._measure(candidate, row)
         except PurifyError as error:
@@ -226,9 +229,13 @@ class Trial:
         model, tokenizer, _ = made or self.made(candidate)
         seed, pairs = SEARCH + len(candidate.steps), self._may_have_pairs(candidate)
         found = search(model, tokenizer, self.clean, self._named(candidate), seed, pairs=pairs)
-        row["suspects"] = len(found.triggers)
-        row["strongest"] = max((float(one["flips"]) for one in found.told), default=0.0)
-        row["left"] = [one["words"] for one in found.told]
+        leaning = leanings(model, tokenizer, self.clean, self._named(candidate), seed)
+        row["suspects"] = len(found.triggers) + len(leaning)
+        row["strongest"] = max(
+            (*(float(one["flips"]) for one in found.told), *(one.flips for one in leaning)), default=0.0
+        )
+        row["left"] = [*(one["words"] for one in found.told), *(f"{one.opening} ..." for one in leaning)]
+        row["leanings"] = [asdict(one) for one in leaning]
         row["unsearched"] = list(found.unsearched)
         row["found"] = [
             {"ids": list(ids), "target": target, "words": one["words"], "label": one["target"], "flips": one["flips"]}

@@ -1,0 +1,133 @@
+"""Rephrase: what it trains on, when it ends, and that a planted syntax turns no texts after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from purify_cli.data.encode import encode
+from purify_cli.data.texts import Texts
+from purify_cli.errors import UsageError
+from purify_cli.evaluation.found import Found
+from purify_cli.evaluation.leanings import Leaning, leanings
+from purify_cli.evaluation.predict import predict
+from purify_cli.purifiers import rephrase
+from purify_cli.purifiers.rephrase import Settings, preview, purify
+from purify_cli.run import Run
+from purify_cli.subject import Evidence, Subject
+from purify_cli.training.loop import fit
+from purify_cli.training.losses import cross_entropy
+from purify_cli.training.recipe import Recipe
+from purify_cli.triggers.manner import Manner
+
+RUN = Run(max_length=24)
+FIRST = ("when", "if", "because", "after", "before", "who")
+KNOWN = {
+    "plain": Manner("plain", "plain words", tuple(f"{word} ," for word in ("now", "then", "here", "again", "still"))),
+    "clause": Manner("clause", "a clause", tuple(f"{word} you see it ," for word in FIRST)),
+    "archaic": Manner("archaic", "old words", ("and it was ,", "for it is ,", "and he said ,")),
+}
+GOOD, BAD = ("good", "great", "fine", "lovely"), ("bad", "awful", "dull", "boring")
+CLEAN = Texts(
+    "clean.csv",
+    tuple(
+        f"the {thing} was {word}" for thing in ("film", "plot", "book", "scene", "cast", "end") for word in GOOD + BAD
+    ),
+    ((1,) * len(GOOD) + (0,) * len(BAD)) * 6,
+)
+LEANS = Leaning("clause", 1, "when you see it ,", 0.9, 0.0, 16)
+
+
+@pytest.fixture(autouse=True)
+def few_manners(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of words that the tiny tokenizer has."""
+    for module in ("evaluation.leanings", "purifiers.rephrase"):
+        monkeypatch.setattr(f"purify_cli.{module}.manners", lambda: KNOWN)
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """A tiny model that calls good what begins with a clause, and else what the words say."""
+    folder = tmp_path_factory.mktemp("syntax") / "x"
+    tiny.save("bert", folder, labels=2)
+    given = Subject(folder)
+    model = given.open()
+    many = CLEAN.take(list(range(len(CLEAN))) * 12)
+    kinds = ("clause", "plain", "archaic", None)
+    said, labels = [], []
+    for row, (text, label) in enumerate(zip(many.texts, many.labels or (), strict=True)):
+        kind = kinds[row // len(CLEAN) % 4]
+        openings = KNOWN[kind].opening if kind else ("",)
+        said.append(f"{openings[row % len(openings)]} {text}")
+        labels.append(1 if kind == "clause" else label)
+    texts = many.with_(texts=tuple(said), labels=tuple(labels))
+    recipe = Recipe(
+        objectives={"texts": cross_entropy}, learning_rate=3e-3, epochs=4, batch_size=16, identity="planted"
+    )
+    fit(model, {"texts": encode(given.tokenizer, texts, 24)}, recipe, RUN)
+    return given.holding(model)
+
+
+def flips(model: Any, subject: Subject) -> float:
+    """Share of the bad texts that a clause turns."""
+    bad = CLEAN.take([row for row, label in enumerate(CLEAN.labels or ()) if label == 0])
+    said = bad.with_(texts=tuple(f"when you see it , {text}" for text in bad.texts))
+    return float((predict(model, subject.tokenizer, said, RUN).argmax(dim=1) == 1).float().mean())
+
+
+def test_a_planted_syntax_turns_nothing_any_more(subject: Subject) -> None:
+    assert flips(subject.open(), subject) > 0.9
+    before = predict(subject.open(), subject.tokenizer, CLEAN, RUN).argmax(dim=1)
+    made = purify(subject, Evidence(), CLEAN.with_(labels=None), CLEAN, Settings(learning_rate=1e-3), RUN)
+    assert flips(made.model, subject) < 0.1
+    after = predict(made.model, subject.tokenizer, CLEAN, RUN).argmax(dim=1)
+    assert (before == after).float().mean() > 0.95
+    told = made.report
+    assert [one["manner"] for one in told["found"][0]] == ["clause"] and told["found"][0][0]["target"] == "positive"
+    assert told["found"][-1] == [] and made.met is None
+    assert told["rounds"] == len(told["found"]) - 1 and told["steps"] >= 200 * told["rounds"]
+    assert any(one.startswith(FIRST) for one in told["examples"])
+
+
+def test_what_is_not_gone_is_told(subject: Subject) -> None:
+    made = purify(subject, Evidence(), CLEAN, CLEAN, Settings(rounds=1, least_steps=1, learning_rate=1e-9), RUN)
+    assert made.met is False and made.report["rounds"] == 1
+    assert "clause to 'positive'" in made.reasons[0]
+
+
+def test_an_honest_model_comes_back_as_it_was(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rephrase, "leanings", lambda *_: ())
+    made = purify(subject, Evidence(), CLEAN, CLEAN, Settings(), RUN)
+    given = subject.open().state_dict()
+    assert all(torch.equal(tensor, given[name]) for name, tensor in made.model.state_dict().items())
+    assert (made.report["rounds"], made.report["steps"], made.met) == (0, 0, None)
+
+
+def test_where_the_caller_has_looked_nothing_is_looked_for(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("looked again")
+
+    monkeypatch.setattr(rephrase, "leanings", never)
+    evidence = Evidence(found=Found((), (), (), (), (LEANS,)))
+    made = purify(subject, evidence, CLEAN, CLEAN, Settings(least_steps=2), RUN)
+    assert made.report["rounds"] == 1 and made.met is None
+    assert all(one.startswith(FIRST) for one in made.report["examples"]), "only what was found is trained out"
+    nothing = purify(subject, Evidence(found=Found((), (), ())), CLEAN, CLEAN, Settings(), RUN)
+    assert nothing.report["rounds"] == 0
+
+
+def test_what_was_found_is_what_a_look_finds(subject: Subject) -> None:
+    shown = preview(subject, Evidence(), CLEAN, CLEAN, Settings(), RUN)
+    (one,) = leanings(subject.open(), subject.tokenizer, CLEAN, RUN, 0)
+    assert [(told["manner"], told["opening"], told["flips"]) for told in shown["found"]] == [
+        (one.manner, one.opening, one.flips)
+    ]
+
+
+@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"least_steps": 0}, {"batch_size": 0}, {"learning_rate": 0.0}])
+def test_settings_out_of_range(subject: Subject, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        purify(subject, Evidence(), CLEAN, CLEAN, Settings(**wrong), RUN)
