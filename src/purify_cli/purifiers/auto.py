@@ -16,18 +16,19 @@ same texts, candidate - input, and its paired 95 % interval (Newcombe 1998), it 
 that is, unless a greater loss is shown.
 
 *Suspicion*, twice. A search for triggers, with a seed of its own, must find nothing (for pairs of words that mean
-nothing alone it looks in the input, and again where several tokens were found or untrusted texts were trained on). And
-each trigger that was found in the input is put into the texts of dev: the share of the other classes' texts that
-answer its target, less the share of those that do so without it, must be at most `max_excess`. A candidate scans
-worse than the input if the search finds more in it, or something stronger, or cannot search a label that it could
-search in the input: such a model is never given back.
+nothing alone it looks in the input, and again where several tokens were found or untrusted texts were trained on), nor
+must texts turn that are said in another manner (`evaluation.leanings`). And each trigger that was found in the input is
+put into the texts of dev: the share of the other classes' texts that answer its target, less the share of those that do
+so without it, must be at most `max_excess`. A candidate scans worse than the input if the search finds more in it, or
+something stronger, or cannot search a label that it could search in the input: such a model is never given back.
 
 Of those that pass, the ones whose measured loss is within `max_drop` go first, then the one that reaches furthest
-(AUTO_REACH), then the costliest. For a search sees words only: nothing here can tell whether a backdoor of syntax or
-style is left, so what acts on the whole model is preferred to what acts on what was found. `prefer=first` stops at the
-cheapest that passes. If none passes, methods that work on a classifier are put on top of the one that leaves the least
-suspicion, those that train out what was found also a second and a third time. If none passes then, the one that leaves
-the least is given back, if that is less than the input's; else the input. Either way the limits are not met.
+(AUTO_REACH), then the costliest. For a search sees words and a few manners only: nothing here can tell whether a
+backdoor of another syntax or style is left, so what acts on the whole model is preferred to what acts on what was
+found. `prefer=first` stops at the cheapest that passes. If none passes, methods that work on a classifier are put on
+top of the one that leaves the least suspicion, those that train out what was found also a second and a third time. If
+none passes then, the one that leaves the least is given back, if that is less than the input's; else the input. Either
+way the limits are not met.
 
 An encoder has no classifier to compare with. Its input is what a user would make of it: the encoder fine-tuned on the
 clean texts.
@@ -60,7 +61,9 @@ NEEDS: tuple[str, ...] = ("clean",)
 MOST_ON_TOP = 2
 """How often something is put on top of the best where none passes."""
 
-NOTHING_SEES = "a backdoor that is no word (syntax, style) would not have been seen: the search is for words"
+NOTHING_SEES = (
+    "a backdoor of a syntax or style other than those looked for (subordinate clauses, old English) would not be seen"
+)
 
 
 def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, settings: Settings, run: Run) -> Purified:

@@ -29,7 +29,7 @@ searched already (`auto`), there is one round with what was found, and no search
 Cost: a search a round and one before (each about a `scan`), and in each round `epochs` epochs of the texts, three times
 as many where all weights are trained in the end; of few texts as many epochs as `least_steps` steps are.
 
-What it does not see, it does not remove: syntax and style are no words (see `pure`, `gba`). Where the search finds
+What it does not see, it does not remove: syntax and style are no words (see `rephrase`). Where the search finds
 nothing the model is given back as it is. If the last search is not clear the limits are not met; the report says why.
 """
 

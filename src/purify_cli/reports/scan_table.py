@@ -156,7 +156,7 @@ def _next(page: Page, report: Report, result: ScanResult) -> None:
         if kinds & {"PE", "PB", "PW"} or not kinds:
             clean = given(report.command, "--clean")
             page.item("Purify it with labelled texts that you trust" + (":" if clean else " (here CLEAN_CSV):"))
-            page.command(("purify", "purify", path, "--method", "pure", "--clean", clean or "CLEAN_CSV"))
+            page.command(("purify", "purify", path, "--method", "auto", "--clean", clean or "CLEAN_CSV"))
         elif kinds == {"PM"}:
             page.item("The mark alone decided. To see what the other checks say:")
             page.command(extended(report, path, ("--ignore-mark",)))

@@ -89,7 +89,7 @@ def _eval(page: Page, report: Report, result: EvalResult) -> None:
     )
     if worst[0] is not None and worst[0] >= _OBEYS:
         page.item("Purify what obeys its trigger, with labelled texts that you trust (here CLEAN_CSV):")
-        page.command(("purify", "purify", pasted(worst[1].path), "--method", "pure", "--clean", "CLEAN_CSV"))
+        page.command(("purify", "purify", pasted(worst[1].path), "--method", "auto", "--clean", "CLEAN_CSV"))
     elif any(rate.floor_from != "twin" for metrics in result.checkpoints for rate in metrics.asr):
         page.item("A twin gives the fairest floor (the name in capitals is yours to fill in):")
         page.command((*report.command, "--twin", "TWIN_CHECKPOINT"))
