@@ -76,6 +76,40 @@ def scan(lines: Sequence[Line]) -> str:
     return markdown_table([*heads, "first ten words named", "seconds", "texts through the model"], rows)
 
 
+def manners(lines: Sequence[Line]) -> str:
+    rows = []
+    for line in last(lines, lambda line: tuple(line[part] for part in ("name", "texts", "seed"))):
+        most = line["strongest"]
+        told = ", ".join(line["found"])
+        rows.append(
+            [
+                escaped(line["name"]),
+                line["set"],
+                escaped(line["texts"]),
+                str(line["seed"]),
+                line["planted"] or "",
+                f"{escaped(most['manner'])} → {escaped(most['target'])}" if most else "",
+                interval(most) if most else "",
+                f"{most['null']:.3f}" if most else "",
+                f"{most['excess']:+.3f}" if most else "",
+                str(most["n"]) if most else "",
+                told if told == (line["planted"] or "") else f"**{told or 'nothing'}**",
+            ]
+        )
+    heads = [
+        "checkpoint",
+        "set",
+        "texts",
+        "seed",
+        "planted",
+        "turns most beyond the others",
+        "turned",
+        "others",
+        "excess",
+    ]
+    return markdown_table([*heads, "n", "told"], rows)
+
+
 def pure(lines: Sequence[Line]) -> str:
     attacks = list(dict.fromkeys(line["attack"] for line in lines))
 
@@ -430,6 +464,7 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "scan": scan,
     "held_out": scan,
     "pairs": scan,
+    "manners": manners,
     "pure_dev": pure,
     "pure": pure,
     "speed": speed,
