@@ -2,9 +2,9 @@
 
     python benchmarks/manners.py --cases benchmarks/manners_cases.json --seed 0 1 --out benchmarks/results/manners.jsonl
 
-A case is a name, whether it is at hand while thresholds are set ("development") or not ("held out"), the manner that was
-planted (null: none), the checkpoint, and texts of its task. $VARIABLES in paths are filled in. Each is asked twice, with
-the built-in sentences and with the texts. The thresholds are set to 0 and what each manner turned is read from the
+A case is a name, whether it was at hand while thresholds were set ("development") or not ("held out"), the manner that
+was planted (null: none), the checkpoint, and texts of its task. $VARIABLES in paths are filled in. Each is asked twice,
+with the built-in sentences and with the texts. The thresholds are set to 0 and what each manner turned is read from the
 findings, so that models which pass show how nearly they did; a manner that does no more than the others is not told and
 counts as 0. One JSON line a case, source of the texts and seed; those that are there are not repeated.
 """

@@ -222,3 +222,18 @@ def test_the_reference_trains_with_its_penalty(subject: Any, dev: Any) -> None:
         assert steps == 6
         spread.append(sum(float(layer.sum()) for layer in reference.scores(model, padded)))
     assert spread[1] < spread[0], "the penalty makes attention more even"
+
+
+def test_manners_that_were_missed_or_accused_stand_out(render: ModuleType) -> None:
+    most = {"manner": "clause", "target": "1", "null": 0.1, "excess": 0.4} | rate(0.5, 60)
+    line = {"name": "a", "set": "held out", "texts": "sst2", "seed": 0, "planted": "clause", "strongest": most}
+    lines = [
+        line | {"found": ["clause"]},
+        line | {"seed": 1, "found": []},
+        line | {"seed": 2, "planted": None, "found": ["clause"]},
+        line | {"seed": 3, "planted": None, "strongest": None, "found": []},
+    ]
+    right, missed, accused, honest = render.manners(lines).splitlines()[2:]
+    assert "0.500 [0.400, 0.600] | 0.100 | +0.400 | 60 | clause |" in right
+    assert missed.endswith("| **nothing** |") and accused.endswith("| **clause** |")
+    assert honest.endswith("|  |  |  |  |  |  |")
