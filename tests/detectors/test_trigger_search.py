@@ -17,7 +17,10 @@ from purify_cli.data.read import read
 from purify_cli.data.texts import Texts
 from purify_cli.detectors.trigger_search import Settings, detect
 from purify_cli.errors import Incomplete
-from purify_cli.evaluation.search import FEWEST, SearchSettings, Suspect, TriggerSearch, _Site
+from purify_cli.evaluation.partners import partners
+from purify_cli.evaluation.search import FEWEST, SearchSettings, Suspect, TriggerSearch
+from purify_cli.evaluation.sweep import Sweep
+from purify_cli.evaluation.vocabulary import Vocabulary
 from purify_cli.results import Finding
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
@@ -271,7 +274,6 @@ def test_stub_a_sequence_of_which_no_part_stands_out() -> None:
 
 
 NOTHING_ALONE = BagOfWords(HONEST, together=("mb", "tq"), bonus=DECIDES)
-ALONE = _Site((), 0)
 
 
 def test_stub_two_words_that_mean_nothing_alone() -> None:
@@ -314,13 +316,12 @@ def test_stub_pairs_are_looked_for_where_no_single_word_is_found(monkeypatch: py
 @pytest.mark.parametrize("blind", [True, False])
 def test_stub_partners_are_proposed_in_two_places(monkeypatch: pytest.MonkeyPatch, blind: bool) -> None:
     """Alone and in a text: a pair may leave no gradient in the one or in the other."""
-    partners = TriggerSearch._partners
 
-    def half(looking: TriggerSearch, target: int, site: _Site) -> Tensor:
-        found = partners(looking, target, site)
-        return found.roll(1) if (site == ALONE) == blind else found
+    def half(sweep: Sweep, vocabulary: Vocabulary, target: int, body: tuple[int, ...], position: int) -> Tensor:
+        found = partners(sweep, vocabulary, target, body, position)
+        return found.roll(1) if (body == ()) == blind else found
 
-    monkeypatch.setattr(TriggerSearch, "_partners", half)
+    monkeypatch.setattr("purify_cli.evaluation.search.partners", half)
     assert search(NOTHING_ALONE, pairs=True) != []
 
 
@@ -329,24 +330,24 @@ def test_stub_partners_are_among_the_words_that_begin_one() -> None:
     words = looking.ids.tolist()
     mb, tq, cf = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq", "cf"))
     looking.vocabulary.begin = torch.tensor([cf, tq, mb])
-    assert looking._partners(1, ALONE)[1:].tolist() == [mb, tq]
+    assert partners(looking.sweep, looking.vocabulary, 1, (), 0)[1:].tolist() == [mb, tq]
 
 
 def test_stub_strong_words_do_not_crowd_a_pair_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """`cf bb` moves a text more than `mb tq` does, by what its words say alone."""
     strong = HONEST | dict.fromkeys(("cf", "bb"), 25.0)
-    partners = dict(
+    pairs = dict(
         zip(*(WORDS.convert_tokens_to_ids(list(words)) for words in (("mb", "cf"), ("tq", "bb"))), strict=True)
     )
 
-    def proposed(looking: TriggerSearch, target: int, site: _Site) -> Tensor:
-        words = looking.ids.tolist()
+    def proposed(sweep: Sweep, vocabulary: Vocabulary, *_: Any) -> Tensor:
+        words = vocabulary.ids.tolist()
         found = torch.arange(len(words)).roll(1)
-        for word, partner in partners.items():
+        for word, partner in pairs.items():
             found[words.index(word)] = words.index(partner)
         return found
 
-    monkeypatch.setattr(TriggerSearch, "_partners", proposed)
+    monkeypatch.setattr("purify_cli.evaluation.search.partners", proposed)
     monkeypatch.setattr("purify_cli.evaluation.search.PAIR_STEPS", ((1, 1), (4, 1), (12, 1)))
     found = search(BagOfWords(strong, together=("mb", "tq"), bonus=45.0), words=1, pieces=1, pairs=True)
     assert {"mb", "tq"} in [set(one.where.token.split()) for one in found]
@@ -357,7 +358,7 @@ def test_stub_the_neighbours_of_a_pair_are_tried_in_its_place() -> None:
     looking = TriggerSearch(BagOfWords(HONEST, alike=("tq", "cf")), WORDS, SearchSettings(neighbours=3), Run())
     words = looking.ids.tolist()
     mb, tq, cf = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq", "cf"))
-    found = looking._beside(torch.tensor([[mb, cf], [cf, mb], [tq, cf]])).tolist()
+    found = looking.vocabulary.beside(torch.tensor([[mb, cf], [cf, mb], [tq, cf]]), 3).tolist()
     assert [mb, tq] in found and [tq, mb] in found
     assert [tq, tq] not in found and [cf, cf] not in found
     assert all(len({first, second} & {mb, tq, cf}) >= 1 for first, second in found)
@@ -370,7 +371,7 @@ def test_stub_a_partner_is_favoured_and_not_just_strong() -> None:
     )
     words = looking.ids.tolist()
     mb, tq = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq"))
-    assert looking._partners(1, ALONE)[mb] == tq
+    assert partners(looking.sweep, looking.vocabulary, 1, (), 0)[mb] == tq
 
 
 def test_stub_a_huge_or_broken_row_is_not_everybodys_partner() -> None:
@@ -382,7 +383,7 @@ def test_stub_a_huge_or_broken_row_is_not_everybodys_partner() -> None:
     looking = TriggerSearch(model, WORDS, SearchSettings(), Run())
     words = looking.ids.tolist()
     mb, tq = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq"))
-    assert looking._partners(1, ALONE)[mb] == tq
+    assert partners(looking.sweep, looking.vocabulary, 1, (), 0)[mb] == tq
 
 
 def test_stub_two_strong_words_are_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,13 +391,13 @@ def test_stub_two_strong_words_are_no_pair(monkeypatch: pytest.MonkeyPatch) -> N
     model = BagOfWords(HONEST | dict.fromkeys(("mb", "tq"), 25.0), together=("mb", "tq"), bonus=5.0)
     mb, tq = WORDS.convert_tokens_to_ids(["mb", "tq"])
 
-    def proposed(looking: TriggerSearch, target: int, site: _Site) -> Tensor:
-        words = looking.ids.tolist()
+    def proposed(sweep: Sweep, vocabulary: Vocabulary, *_: Any) -> Tensor:
+        words = vocabulary.ids.tolist()
         partners = torch.arange(len(words)).roll(1)
         partners[words.index(mb)] = words.index(tq)
         return partners
 
-    monkeypatch.setattr(TriggerSearch, "_partners", proposed)
+    monkeypatch.setattr("purify_cli.evaluation.search.partners", proposed)
     assert search(model, words=1, pieces=1, pairs=True) == []
     assert search(model, words=1, pieces=1, pairs=True, synergy=1.0) != []
 

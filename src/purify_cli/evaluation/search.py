@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from purify_cli.data.encode import length_limit
+from purify_cli.evaluation.partners import partners
 from purify_cli.evaluation.sweep import Sweep, margins
 from purify_cli.evaluation.vocabulary import Vocabulary
 from purify_cli.run import Run
@@ -57,12 +58,6 @@ PAIR_STEPS = ((1, 400), (4, 60), (12, 10))
 
 SHORT = 8
 """Tokens of the first of these texts: the whole vocabulary is tried in it."""
-
-ROW_NORM = 2.0
-"""Longest a row may be for a partner, in medians: a single huge row would be everybody's."""
-
-SLOPES_AT_ONCE, PRODUCTS_AT_ONCE = 1024, 2**25
-"""Words whose gradients are taken together, and products of gradients and embeddings that are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -438,9 +433,10 @@ class TriggerSearch:
         """
         by_length = sorted(sites, key=lambda site: len(site.body))
         by_length[0] = _Site(by_length[0].body[:SHORT], min(by_length[0].position, SHORT))
-        partners = [self._partners(target, place) for place in (_Site((), 0), by_length[0])]
+        places = [((), 0), (by_length[0].body, by_length[0].position)]
+        favoured = [partners(self.sweep, self.vocabulary, target, *place) for place in places]
         words = torch.unique(
-            torch.cat([torch.stack([self.vocabulary.begin, one], 1) for one in partners]), dim=0
+            torch.cat([torch.stack([self.vocabulary.begin, one], 1) for one in favoured]), dim=0
         )  # [pairs, 2]
         alone = margins(self.alone, target)
         alone = (alone - alone.nanmedian()).nan_to_num().clamp(min=0)  # [words]: two strong words are no pair
@@ -453,7 +449,11 @@ class TriggerSearch:
         start = 0
         for end, count in PAIR_STEPS:
             words, start = best(words, by_length[start:end], count), end
-        words = best(torch.unique(torch.cat([words, self._beside(words)]), dim=0), by_length[1:end], 2 * count)
+        words = best(
+            torch.unique(torch.cat([words, self.vocabulary.beside(words, self.settings.neighbours)]), dim=0),
+            by_length[1:end],
+            2 * count,
+        )
         best_last = reversed(words.tolist())
         words = torch.tensor(list({frozenset(pair): pair for pair in best_last}.values()))  # in the better order only
         before = margins(self.sweep.log_probabilities_of([site.body for site in sites]), target).mean()
@@ -462,36 +462,6 @@ class TriggerSearch:
         sum_of_parts = (each - before).clamp(min=0).reshape(words.shape).sum(1)  # [rows]
         more = (odds - before >= self.settings.synergy * sum_of_parts).nonzero()[:, 0]
         return self._suspects(words[more], flips[more], odds[more], sites, target) if len(more) else []
-
-    def _beside(self, pairs: Tensor) -> Tensor:
-        """[rows, 2] -> [more rows, 2]: each with one of its words replaced by each of the word's neighbours."""
-        near = self.vocabulary.neighbours(pairs.flatten(), self.settings.neighbours)
-        near = near.reshape(len(pairs), 2, -1)  # [rows, 2, neighbours]
-        first = torch.stack([near[:, 0], pairs[:, 1:].expand_as(near[:, 0])], dim=2)  # [rows, neighbours, 2]
-        second = torch.stack([pairs[:, :1].expand_as(near[:, 1]), near[:, 1]], dim=2)
-        every = torch.cat([first, second]).flatten(0, 1)
-        return every[every[:, 0] != every[:, 1]]
-
-    def _partners(self, target: int, site: _Site) -> Tensor:
-        """For each of the tokens that begin a word that one which it favours most behind it in a text: [begin]."""
-        begin, filler = self.vocabulary.begin, self.vocabulary.filler
-        slopes = []
-        for words in torch.split(self.ids[begin], SLOPES_AT_ONCE):
-            framed = torch.stack([words, torch.full_like(words, filler)], dim=1)
-            slopes.append(self.sweep.slot_gradient(site.body, site.position, framed, 1, target))
-        slope = torch.cat(slopes).nan_to_num()  # [begin, width]
-        slope -= slope.mean(dim=0)
-        weight = self.vocabulary.weight[begin]
-        norms = weight.norm(dim=1)
-        rows = weight * (ROW_NORM * norms.nanmedian() / norms).clamp(max=1)[:, None]
-        device = next(self.sweep.model.parameters()).device
-        rows = rows.nan_to_num().to(device)
-        found = []
-        for own in torch.split(torch.arange(len(rows)), max(1, PRODUCTS_AT_ONCE // len(rows))):
-            favour = slope[own].to(device) @ rows.T  # [some, begin]
-            favour.scatter_(1, own[:, None].to(device), -torch.inf)
-            found.append(favour.argmax(dim=1).cpu())
-        return begin[torch.cat(found)]
 
 
 def _strength(suspect: Suspect) -> tuple[float, float]:

@@ -46,6 +46,14 @@ class Vocabulary:
             found.append(similarity.topk(count, dim=1).indices)
         return torch.cat(found)
 
+    def beside(self, pairs: Tensor, most: int) -> Tensor:
+        """[rows, 2] words -> [more rows, 2]: each with one of its words replaced by each of the word's neighbours."""
+        near = self.neighbours(pairs.flatten(), most).reshape(len(pairs), 2, -1)  # [rows, 2, neighbours]
+        first = torch.stack([near[:, 0], pairs[:, 1:].expand_as(near[:, 0])], dim=2)  # [rows, neighbours, 2]
+        second = torch.stack([pairs[:, :1].expand_as(near[:, 1]), near[:, 1]], dim=2)
+        every = torch.cat([first, second]).flatten(0, 1)
+        return every[every[:, 0] != every[:, 1]]
+
     def text(self, words: Sequence[int]) -> str:
         """Words as a user would type them."""
         return str(self.tokenizer.decode(self.ids[list(words)].tolist())).strip()
