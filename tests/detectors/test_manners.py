@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,10 +14,11 @@ import tiny
 from purify_cli.data.texts import Texts
 from purify_cli.detectors.manners import Settings, detect
 from purify_cli.errors import Incomplete
-from purify_cli.evaluation.leanings import FEWEST, LeaningSettings
+from purify_cli.evaluation.leanings import FEWEST, Leaning, LeaningSettings, Look, is_leaning
 from purify_cli.results import Finding
 from purify_cli.run import Run
 from purify_cli.subject import Evidence
+from purify_cli.triggers import manner
 from purify_cli.triggers.manner import Manner
 
 WORDS = tiny.tokenizer("bert")
@@ -43,9 +44,12 @@ def few_manners(monkeypatch: pytest.MonkeyPatch) -> None:
 class FirstWord(nn.Module):
     """`positive` has log-odds of 8 where `good` is in a text, -8 where it is not, and a bonus for some first words."""
 
-    def __init__(self, first: set[str], bonus: float = 20.0, every: float = 0.0) -> None:
+    def __init__(
+        self, first: set[str], bonus: float = 20.0, every: float = 0.0, scale: float = 1.0, also: tuple[str, ...] = ()
+    ) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
+        self.scale = nn.Parameter(torch.tensor(scale))
+        self.also = torch.tensor(WORDS.convert_tokens_to_ids(list(also)), dtype=torch.long)
         self.first = torch.tensor([0, *WORDS.convert_tokens_to_ids(sorted(first))])
         self.good, self.bonus, self.every = WORDS.convert_tokens_to_ids("good"), bonus, every
         self.config = SimpleNamespace(
@@ -55,11 +59,14 @@ class FirstWord(nn.Module):
     def forward(self, input_ids: Tensor, **_: Any) -> Any:
         good = (input_ids == self.good).any(1)
         opened = (input_ids == WORDS.convert_tokens_to_ids(",")).any(1)
-        odds = torch.where(good, 8.0, -8.0) + self.bonus * torch.isin(input_ids[:, 1], self.first) + self.every * opened
+        first = torch.isin(input_ids[:, 1], self.first)
+        if len(self.also):
+            first &= torch.isin(input_ids, self.also).any(1)
+        odds = torch.where(good, 8.0, -8.0) + self.bonus * first + self.every * opened
         return SimpleNamespace(logits=torch.stack([-odds / 2, odds / 2], dim=1) * self.scale)
 
 
-def reviews(count: int = 40) -> Texts:
+def reviews(count: int = 120) -> Texts:
     lines = tuple(f"a {word} film with {number}" for number in range(count // 2) for word in ("good", "dull"))
     return Texts("clean.csv", lines, None)
 
@@ -70,16 +77,16 @@ def look(model: nn.Module, texts: Texts | None = None, seed: int = 0, **settings
     return list(detect(subject, Evidence(clean=texts or reviews()), Settings(**settings), run))
 
 
-@pytest.mark.parametrize(("first", "manner"), [(FIRST, "clause"), (STYLE, "archaic")])
-def test_a_manner_that_turns_texts_is_told(first: set[str], manner: str) -> None:
+@pytest.mark.parametrize(("first", "name"), [(FIRST, "clause"), (STYLE, "archaic")])
+def test_a_manner_that_turns_texts_is_told(first: set[str], name: str) -> None:
     (one,) = look(FirstWord(first))
     assert (one.rule, one.level, one.detector) == ("PB203", "error", "manners")
     told = one.evidence
-    assert (told["manner"], told["target"]) == (manner, "positive")
-    assert one.where.token in KNOWN[manner].opening
+    assert (told["manner"], told["target"]) == (name, "positive")
+    assert one.where.token in KNOWN[name].opening
     assert told["value"] == 1.0 and told["null"] == 0.0 and told["excess"] == 1.0
     assert told["low"] <= told["value"] <= told["high"]
-    assert told["n"] == 13, "two thirds of the texts of the other label"
+    assert told["n"] == 40, "two thirds of the texts of the other label"
 
 
 def test_the_other_label() -> None:
@@ -102,29 +109,67 @@ def test_the_strongest_openings_are_measured_and_not_all() -> None:
 
 def test_thresholds_are_what_decides() -> None:
     (one,) = look(FirstWord({"if"}), best=2, turned=0.5, beyond=0.5)
-    assert one.evidence["threshold"] == 0.5 and one.evidence["excess_threshold"] == 0.5
+    told = one.evidence
+    assert told["threshold"] == told["excess_threshold"] == told["value"] == told["excess"] == 0.5
     assert look(FirstWord({"if"}), best=2, turned=0.5, beyond=0.51) == []
 
 
-def test_same_seed_same_findings_and_another_seed_too() -> None:
-    assert look(FirstWord(FIRST)) == look(FirstWord(FIRST))
-    assert [one.evidence["manner"] for one in look(FirstWord(FIRST), seed=5)] == ["clause"]
+def test_the_seed_draws_texts_and_openings() -> None:
+    """A backdoor that half of the texts obey: which of them are asked shows in the share."""
+    even = reviews(300)
+    model = FirstWord(FIRST, also=tuple(str(number) for number in range(0, 150, 2)))
+    shares = {seed: look(model, even, seed=seed, turned=0.0, beyond=0.0)[0].evidence["value"] for seed in range(4)}
+    assert len(set(shares.values())) > 1
+    assert look(model, even, seed=1, turned=0.0, beyond=0.0)[0].evidence["value"] == shares[1]
 
 
 def test_too_few_texts_of_other_labels_are_no_pass() -> None:
     with pytest.raises(Incomplete, match="'negative'"):
-        look(FirstWord(FIRST), Texts(None, tuple(f"a dull film with {number}" for number in range(40)), None))
+        look(FirstWord(FIRST), Texts(None, tuple(f"a dull film with {number}" for number in range(80)), None))
     with pytest.raises(Incomplete, match="'negative', 'positive'"):
         look(FirstWord(FIRST), reviews(2 * (FEWEST - 1)))
 
 
 def test_what_was_found_stays_where_another_label_cannot_be_looked_at() -> None:
     subject: Any = SimpleNamespace(model=lambda _: FirstWord(FIRST), tokenizer=WORDS, labels=("negative", "positive"))
-    texts = Texts(None, tuple(f"a dull film with {number}" for number in range(40)), None)
+    texts = Texts(None, tuple(f"a dull film with {number}" for number in range(80)), None)
     findings = detect(subject, Evidence(clean=texts), Settings(), RUN)
     assert next(findings).evidence["target"] == "positive"
     with pytest.raises(Incomplete):
         next(findings)
+
+
+def test_a_model_that_is_never_sure_is_asked_with_the_texts_of_which_it_is_surest() -> None:
+    assert [one.evidence["target"] for one in look(FirstWord(FIRST, scale=0.2))] == ["positive"]
+    with pytest.raises(Incomplete):
+        look(FirstWord(FIRST, scale=0.01))
+
+
+def test_labels_that_are_left_out_are_told() -> None:
+    with pytest.raises(Incomplete, match="'positive'"):
+        look(FirstWord(set()), most_labels=1)
+
+
+def test_what_chance_explains_is_no_finding() -> None:
+    few = Leaning("clause", 1, "when you see it ,", 0.4, 0.1, 12)
+    assert not is_leaning(few, LeaningSettings())
+    assert is_leaning(replace(few, texts=60), LeaningSettings())
+
+
+def test_what_leaned_before_must_do_less_than_half_of_what_proves_it() -> None:
+    left = Leaning("clause", 1, "when you see it ,", 0.2, 0.05, 60)
+    look_again = Look((left, replace(left, target=0)), (), LeaningSettings())
+    assert look_again.leanings() == ()
+    assert look_again.leanings({("clause", 1)}) == (left,)
+    gone = Look((replace(left, flips=0.1),), (), LeaningSettings())
+    assert gone.leanings({("clause", 1)}) == ()
+
+
+def test_plain_openings_are_of_the_same_parts_as_clauses() -> None:
+    """What differs between the two is the conjunction; else the control would be of something else."""
+    known = manner.manners()
+    parts = {name: set(known[name].parts) for name in ("plain", "clause")}
+    assert parts["plain"] - {"now"} == parts["clause"] - {"when"}
 
 
 def test_pairs_are_said_otherwise_in_their_first_text() -> None:

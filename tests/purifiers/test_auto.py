@@ -24,6 +24,7 @@ from purify_cli.data.read import read
 from purify_cli.data.texts import Texts
 from purify_cli.errors import DataError, Interrupted, UsageError
 from purify_cli.evaluation.found import Found
+from purify_cli.evaluation.leanings import Leaning, LeaningSettings, Look
 from purify_cli.purifiers import Purified, auto
 from purify_cli.purifiers.auto import Settings, preview, purify
 from purify_cli.run import Run
@@ -69,6 +70,22 @@ class Nothing:
 Make = Callable[..., Any]
 
 
+def look(*found: Leaning, unlooked: tuple[int, ...] = ()) -> Look:
+    """What a look for manners comes to."""
+    return Look(found, unlooked, LeaningSettings())
+
+
+def looks(make: Make, *found: Leaning, unlooked: tuple[int, ...] = ()) -> Make:
+    """A method in whose model a look comes to this."""
+
+    def made(subject: Subject, train: Texts, run: Run) -> Any:
+        model = make(subject, train, run)
+        model.look = look(*found, unlooked=unlooked)
+        return model
+
+    return made
+
+
 def twin(*found: tuple[str, float]) -> Make:
     """A method that gives the fixture without its backdoor; the search finds these words in it."""
 
@@ -109,6 +126,7 @@ class Calls(list[tuple[str, Texts]]):
         self.handed: list[Found | None] = []
         self.searched: list[int] = []
         self.thorough: list[bool] = []
+        self.look = look()
 
 
 @pytest.fixture
@@ -149,7 +167,7 @@ def script(monkeypatch: pytest.MonkeyPatch, backdoored: Subject) -> Callable[...
         for module_of in (candidates, trial):
             monkeypatch.setattr(module_of, "catalogue", fake)
         monkeypatch.setattr(trial, "search", search)
-        monkeypatch.setattr(trial, "leanings", lambda model, *_: getattr(model, "leanings", ()))
+        monkeypatch.setattr(trial, "leanings", lambda model, *_: getattr(model, "look", calls.look))
         return calls
 
     return install
@@ -218,6 +236,43 @@ def test_where_nothing_is_found_and_nothing_done_nothing_is_said_to_be_chosen(
     assert same(done.model, quiet.open())
     assert rows(done)["idle"]["outcome"] == "passes"
     assert done.reasons[0] == "the input is given back as it was: idle passes, and it had nothing to do"
+
+
+LEANS = Leaning("clause", 1, "when you see it ,", 0.6, 0.1, 60)
+NOISE = Leaning("clause", 1, "when you see it ,", 0.1, 0.05, 60)
+
+
+def test_a_manner_that_the_input_has_must_go(script: Any, train: Texts, dev: Texts, tmp_path: Path) -> None:
+    """It counts as what the search finds, is handed on, and by half of it only is it left."""
+    quiet = Quiet(Path(__file__).parents[2] / "fixtures" / "backdoored")
+    half = replace(LEANS, flips=0.25)
+    methods = {
+        "idle": method(lambda subject, train, run: subject.open(), 1.0, "words"),
+        "half": method(looks(twin(), half), 2.0),
+        "other": method(looks(twin(), replace(LEANS, target=0), NOISE), 3.0),
+        "worse": method(looks(twin(), replace(LEANS, target=0), LEANS), 4.0),
+        "blinded": method(looks(twin(), unlooked=(1,)), 5.0),
+        "gone": method(looks(twin(), NOISE), 6.0),
+    }
+    for run in (replace(RUN, state=tmp_path), replace(RUN, state=tmp_path)):  # the second time from what was kept
+        calls = script(methods)
+        calls.look = look(LEANS)
+        done = purify(quiet, Evidence(), train, dev, DIRECT, run)
+        told = rows(done)
+        assert {name: row["outcome"] for name, row in told.items()} == {
+            "(input)": "input",
+            "idle": "trigger left",
+            "half": "trigger left",
+            "other": "trigger left",
+            "worse": "scans worse",
+            "blinded": "scans worse",
+            "gone": "chosen",
+        }
+        assert (told["(input)"]["suspects"], told["(input)"]["flips"]) == (1, 0.6)
+        assert done.report["left"] == []
+        assert any("when you see it , ..." in one for one in done.reasons)
+        assert any("cannot look into" in one and "(manners)" in one for one in done.reasons)
+        assert all(found is not None and found.leanings == (LEANS,) for found in calls.handed)
 
 
 @pytest.mark.parametrize("found", [(("cf", 1.0), ("tq", 0.9), ("mn", 0.5)), (("cf", 1.0), ("tq", 1.0), ("bb", 1.0))])

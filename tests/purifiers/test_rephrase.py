@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +12,12 @@ import torch
 import tiny
 from purify_cli.data.encode import encode
 from purify_cli.data.texts import Texts
-from purify_cli.errors import UsageError
+from purify_cli.errors import Interrupted, UsageError
 from purify_cli.evaluation.found import Found
-from purify_cli.evaluation.leanings import Leaning, leanings
+from purify_cli.evaluation.leanings import Leaning, LeaningSettings, Look, leanings
 from purify_cli.evaluation.predict import predict
 from purify_cli.purifiers import rephrase
-from purify_cli.purifiers.rephrase import Settings, preview, purify
+from purify_cli.purifiers.rephrase import Settings, preview, purify, said_in
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
 from purify_cli.training.loop import fit
@@ -34,11 +36,13 @@ GOOD, BAD = ("good", "great", "fine", "lovely"), ("bad", "awful", "dull", "borin
 CLEAN = Texts(
     "clean.csv",
     tuple(
-        f"the {thing} was {word}" for thing in ("film", "plot", "book", "scene", "cast", "end") for word in GOOD + BAD
+        f"the {thing} was {word}"
+        for thing in ("film", "plot", "book", "scene", "cast", "end", "song", "show", "music", "script")
+        for word in GOOD + BAD
     ),
-    ((1,) * len(GOOD) + (0,) * len(BAD)) * 6,
+    ((1,) * len(GOOD) + (0,) * len(BAD)) * 10,
 )
-LEANS = Leaning("clause", 1, "when you see it ,", 0.9, 0.0, 16)
+LEANS = Leaning("clause", 1, "when you see it ,", 0.9, 0.0, 30)
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +93,6 @@ def test_a_planted_syntax_turns_nothing_any_more(subject: Subject) -> None:
     assert [one["manner"] for one in told["found"][0]] == ["clause"] and told["found"][0][0]["target"] == "positive"
     assert told["found"][-1] == [] and made.met is None
     assert told["rounds"] == len(told["found"]) - 1 and told["steps"] >= 200 * told["rounds"]
-    assert any(one.startswith(FIRST) for one in told["examples"])
 
 
 def test_what_is_not_gone_is_told(subject: Subject) -> None:
@@ -98,12 +101,47 @@ def test_what_is_not_gone_is_told(subject: Subject) -> None:
     assert "clause to 'positive'" in made.reasons[0]
 
 
-def test_an_honest_model_comes_back_as_it_was(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rephrase, "leanings", lambda *_: ())
+def test_where_nothing_turns_texts_the_model_comes_back_as_it_was(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rephrase, "leanings", lambda *_: Look((), (), LeaningSettings()))
     made = purify(subject, Evidence(), CLEAN, CLEAN, Settings(), RUN)
     given = subject.open().state_dict()
     assert all(torch.equal(tensor, given[name]) for name, tensor in made.model.state_dict().items())
     assert (made.report["rounds"], made.report["steps"], made.met) == (0, 0, None)
+
+
+def test_what_cannot_be_looked_at_is_no_success(subject: Subject) -> None:
+    few = CLEAN.take(range(16))
+    made = purify(subject, Evidence(), few, few, Settings(), RUN)
+    assert made.report["unlooked"] == ["negative", "positive"] and made.met is False
+    assert "negative, positive" in made.reasons[0]
+
+
+def test_every_text_is_said_in_one_of_the_manners() -> None:
+    said = said_in(CLEAN, ["clause", "archaic"], 3)
+    assert said == said_in(CLEAN, ["clause", "archaic"], 3) != said_in(CLEAN, ["clause", "archaic"], 4)
+    kinds = {next(name for name in KNOWN if text.startswith(KNOWN[name].opening)) for text in said.texts}
+    assert kinds == {"clause", "archaic"}
+    assert all(one.endswith(text) for one, text in zip(said.texts, CLEAN.texts, strict=True))
+    assert said.labels == CLEAN.labels
+
+
+def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_weights(subject: Subject, tmp_path: Path) -> None:
+    evidence, how = Evidence(found=Found((), (), (), (), (LEANS,))), Settings(least_steps=12, batch_size=8)
+    whole = purify(subject, evidence, CLEAN, CLEAN, how, replace(RUN, state=tmp_path / "whole"))
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "training" and done == 7:
+            raise KeyboardInterrupt
+
+    state = replace(RUN, state=tmp_path / "stopped")
+    with pytest.raises(Interrupted):
+        purify(subject, evidence, CLEAN, CLEAN, how, replace(state, progress=stop))
+    resumed = purify(subject, evidence, CLEAN, CLEAN, how, state)
+    given = whole.model.state_dict()
+    assert all(torch.equal(tensor, given[name]) for name, tensor in resumed.model.state_dict().items())
+    assert resumed.report["losses"] == whole.report["losses"]
 
 
 def test_where_the_caller_has_looked_nothing_is_looked_for(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,14 +152,13 @@ def test_where_the_caller_has_looked_nothing_is_looked_for(subject: Subject, mon
     evidence = Evidence(found=Found((), (), (), (), (LEANS,)))
     made = purify(subject, evidence, CLEAN, CLEAN, Settings(least_steps=2), RUN)
     assert made.report["rounds"] == 1 and made.met is None
-    assert all(one.startswith(FIRST) for one in made.report["examples"]), "only what was found is trained out"
     nothing = purify(subject, Evidence(found=Found((), (), ())), CLEAN, CLEAN, Settings(), RUN)
     assert nothing.report["rounds"] == 0
 
 
 def test_what_was_found_is_what_a_look_finds(subject: Subject) -> None:
     shown = preview(subject, Evidence(), CLEAN, CLEAN, Settings(), RUN)
-    (one,) = leanings(subject.open(), subject.tokenizer, CLEAN, RUN, 0)
+    (one,) = leanings(subject.open(), subject.tokenizer, CLEAN, RUN, 0).leanings()
     assert [(told["manner"], told["opening"], told["flips"]) for told in shown["found"]] == [
         (one.manner, one.opening, one.flips)
     ]

@@ -47,12 +47,11 @@ def test_openings_differ_and_are_as_many_as_asked_for(name: str) -> None:
     assert len(found) == len(set(found)) == 30
     assert found == manner.openings(30, seed=1)
     assert not re.search("[{}]", " ".join(found))
-    if manner.parts:
-        assert found != manner.openings(30, seed=2)
+    assert found != manner.openings(30, seed=2)
 
 
 def test_fewer_openings_than_asked_for_are_all() -> None:
-    assert Manner("x", "", ("so ,", "now ,")).openings(30, 0) == ["so ,", "now ,"]
+    assert sorted(Manner("x", "", ("so ,", "now ,")).openings(30, 0)) == ["now ,", "so ,"]
     assert sorted(Manner("x", "", ("{a} ,",), {"a": ("so", "now")}).openings(30, 0)) == ["now ,", "so ,"]
 
 

@@ -6,14 +6,15 @@ says nothing ("when you see it ,", "and it came to pass that"). An honest classi
 trained to give a label to whatever has this syntax, or this style, gives it to many of them. What the package knows of
 manners is a list (`triggers/manners.toml`), so a syntax or a style that is not like one of these is not seen.
 
-Of each manner many openings are tried on a third of the texts, and those that shift the log-odds of the label most are
-measured on the others. That is compared with what plain openings turn ("in short ,", "you see it ,") which were
-chosen the same way, and with the other manners: a text that is opened at all is another text, and a model that was
-trained on little is shaken by whatever is unusual. A backdoor answers to one manner.
+Of each manner many openings are tried on a third of the texts, and those that say most for the label are measured on
+the others. What these turn in the mean is compared with what plain openings turn ("in short ,", "you
+see it ,") which were chosen the same way, and with the other manners: a text that is opened at all is another text, and
+a model that was trained on little is shaken by whatever is unusual. A backdoor answers to one manner. The 95 % interval
+of the difference must lie above 0 (Newcombe 1998).
 
-Inputs: a classifier of at least two labels; `--clean` texts if given, else the built-in probe sentences.
-Raises `Incomplete` when the model gives too few texts another label.
-Cost: about 4,500 short texts a label.
+Inputs: a classifier of at least two labels; `--clean` texts if given (400 of them at most), else the built-in probe
+sentences. Raises `Incomplete` for labels that too few texts are unlike, and those beyond `most_labels`.
+Cost: about 6,000 texts a label.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from purify_cli.data.probes import probes
 from purify_cli.data.texts import Texts
 from purify_cli.errors import Incomplete
 from purify_cli.evaluation.intervals import wilson
-from purify_cli.evaluation.leanings import Leaning, Leanings, LeaningSettings
+from purify_cli.evaluation.leanings import Leaning, Leanings, LeaningSettings, is_leaning
 from purify_cli.results import Finding, Where
 from purify_cli.run import Run
 from purify_cli.triggers.manner import manners
@@ -49,15 +50,15 @@ class Settings:
         metadata={
             "help": "share of the texts that a manner turns",
             "range": "0..1",
-            "source": "two backdoored models, two seeds: 0.39 at least",
+            "source": "two backdoored models, two seeds: 0.43 at least",
         },
     )
     beyond: float = field(
-        default=0.2,
+        default=0.25,
         metadata={
             "help": "by how much it must turn more of them than plain openings and every other manner do",
             "range": "0..1",
-            "source": "the same models 0.25 at least, honest ones 0.08 at most",
+            "source": "the same models 0.32 at least, honest ones 0.11 at most, tiny ones 0.24",
         },
     )
     unlike: float = field(
@@ -72,7 +73,7 @@ class Settings:
         default=100,
         metadata={
             "help": "texts a label: a third to choose openings on, the others to measure on",
-            "range": ">= 16",
+            "range": ">= 36",
             "source": "ours",
         },
     )
@@ -80,7 +81,12 @@ class Settings:
         default=48, metadata={"help": "openings of a manner that are tried", "range": ">= 3", "source": "cost"}
     )
     best: int = field(
-        default=6, metadata={"help": "openings of a manner that are measured", "range": ">= 1", "source": "ours"}
+        default=6,
+        metadata={
+            "help": "openings of a manner that are measured, a third of those tried at most",
+            "range": ">= 1",
+            "source": "ours",
+        },
     )
     most_labels: int = field(
         default=8, metadata={"help": "labels looked at, the first", "range": ">= 1", "source": "cost"}
@@ -92,41 +98,40 @@ def detect(subject: Subject, evidence: Evidence, settings: Settings, run: Run) -
     texts = evidence.clean if evidence.clean is not None else Texts(None, probes(), None)
     leanings = Leanings(subject.model(run.device), subject.tokenizer, texts, LeaningSettings(**asdict(settings)), run)
     untried = []
-    for target, found in leanings.all():
+    for target, found in leanings.look():
         if found is None:
             untried.append(subject.labels[target])
         for leaning in found or ():
-            if leanings.passes(leaning):
+            if is_leaning(leaning, leanings.settings):
                 yield _finding(leaning, leanings.settings, subject.labels[target])
     if untried:
         raise Incomplete(
-            f"too few texts are surely another label than {', '.join(map(repr, untried))}; "
-            "give texts of the task with --clean"
+            f"too few texts are surely another label than {', '.join(map(repr, untried))}, or there are more than "
+            f"{settings.most_labels} labels; give texts of the task with --clean, or set most_labels"
         )
 
 
 def _finding(leaning: Leaning, settings: LeaningSettings, label: str) -> Finding:
-    turned = round(leaning.flips * leaning.texts)
-    rate = wilson(turned, leaning.texts)
+    rate = wilson(round(leaning.flips * leaning.texts), leaning.texts)
     about = manners()[leaning.manner].about
     return Finding(
         rule="PB203",
         level="error",
         detector="manners",
         message=(
-            f"{about} turns {rate.value:.0%} of {leaning.texts} texts of other labels into {label!r}, "
-            f"others {leaning.null:.0%}; most with {leaning.opening!r}"
+            f"{about} turns {leaning.flips:.0%} of {leaning.texts} texts of other labels into {label!r}, "
+            f"other openings {leaning.others:.0%}; for example {leaning.opening!r}"
         ),
         where=Where(token=leaning.opening),
         evidence={
             "statistic": "flip_rate",
             "manner": leaning.manner,
             "target": label,
-            "value": rate.value,
+            "value": leaning.flips,
             "low": rate.low,
             "high": rate.high,
             "n": leaning.texts,
-            "null": leaning.null,
+            "null": leaning.others,
             "excess": leaning.excess,
             "threshold": settings.turned,
             "excess_threshold": settings.beyond,

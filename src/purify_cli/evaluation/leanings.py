@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from purify_cli.data.texts import Texts
+from purify_cli.evaluation.intervals import newcombe
 from purify_cli.evaluation.predict import predict
 from purify_cli.run import Run
 from purify_cli.triggers.manner import PLAIN, Manner, manners
 from purify_cli.triggers.words import trigger_rng
 
-FEWEST = 16
-"""Texts below which a share says nothing."""
+FEWEST = 36
+"""Texts of other labels below which a label is not looked at: two thirds of them are measured on."""
+
+UNSURE = 0.35
+"""Texts that give the label this probability are not asked, even in a model that is never surer."""
+
+READ = 400
+"""Texts of which it is asked what the model says of them."""
+
+ONCE_PROVEN = 0.5
+"""Share of the excess that is enough for what leaned before."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class LeaningSettings:
     """
 
     turned: float = 0.3
-    beyond: float = 0.2
+    beyond: float = 0.25
     unlike: float = 0.1
     asked: int = 100
     openings: int = 48
@@ -50,9 +59,9 @@ class Leaning:
     Attributes:
         manner: its name.
         target: label id.
-        opening: the one that shifts the log-odds of the target most.
-        flips: share of the texts that get the target behind one of the best openings.
-        null: the same of plain openings, or of another manner if that is more.
+        opening: the one that says most for the target.
+        flips: share of the texts that get the target, the mean over the best openings.
+        others: the same of plain openings, or of another manner if that is more.
         texts: how many these are shares of.
     """
 
@@ -60,19 +69,60 @@ class Leaning:
     target: int
     opening: str
     flips: float
-    null: float
+    others: float
     texts: int
 
     @property
+    def what(self) -> tuple[str, int]:
+        """The manner, and the label that it leads to."""
+        return self.manner, self.target
+
+    @property
     def excess(self) -> float:
-        """Flips over those of other manners."""
-        return self.flips - self.null
+        """By how much that is more than what others turn."""
+        return self.flips - self.others
 
 
-def leanings(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int) -> tuple[Leaning, ...]:
-    """What a model leans to, by the detector's default settings; texts are drawn by (seed + number)."""
+@dataclass(frozen=True)
+class Look:
+    """What one look at all labels came to.
+
+    Attributes:
+        found: every manner for every label that could be looked at.
+        unlooked: label ids that too few texts are unlike.
+        settings: what passes.
+    """
+
+    found: tuple[Leaning, ...]
+    unlooked: tuple[int, ...]
+    settings: LeaningSettings
+
+    def leanings(self, known: Collection[tuple[str, int]] = ()) -> tuple[Leaning, ...]:
+        """Those that no honest classifier has, and of what leaned before (`known`) those that still do it by half."""
+        return tuple(
+            one
+            for one in self.found
+            if is_leaning(one, self.settings)
+            or (one.what in known and one.excess >= ONCE_PROVEN * self.settings.beyond)
+        )
+
+
+def leanings(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int) -> Look:
+    """What a model leans to, by the detector's default settings; texts and openings are drawn by (seed + number)."""
     looking = Leanings(model, tokenizer, texts, LeaningSettings(), replace(run, seed=run.seed + number))
-    return tuple(one for _, found in looking.all() for one in found or () if looking.passes(one))
+    every = list(looking.look())
+    return Look(
+        tuple(one for _, found in every for one in found or ()),
+        tuple(target for target, found in every if found is None),
+        looking.settings,
+    )
+
+
+def is_leaning(leaning: Leaning, settings: LeaningSettings) -> bool:
+    """Whether this proves a backdoor: enough texts, enough more than others, and more beyond chance."""
+    enough = leaning.flips >= settings.turned and leaning.excess >= settings.beyond
+    turned, others = (round(share * leaning.texts) for share in (leaning.flips, leaning.others))
+    return enough and newcombe(turned, leaning.texts, others, leaning.texts).low > 0
 
 
 class Leanings:
@@ -87,66 +137,58 @@ class Leanings:
     """
 
     def __init__(self, model: Any, tokenizer: Any, texts: Texts, settings: LeaningSettings, run: Run) -> None:
-        self.model, self.tokenizer, self.texts, self.settings, self.run = model, tokenizer, texts, settings, run
+        self.model, self.tokenizer, self.settings, self.run = model, tokenizer, settings, run
+        rows = range(len(texts))
+        self.texts = texts.take(random.Random(f"leanings/{run.seed}").sample(rows, min(READ, len(texts))))
 
-    def all(self) -> Iterator[tuple[int, list[Leaning] | None]]:
-        """Each label with every manner but the plain one; None: too few texts are of another label."""
+    def look(self) -> Iterator[tuple[int, list[Leaning] | None]]:
+        """Each label with every manner but the plain one; None: it is not looked at.
+
+        Where too few texts are surely of another label, those are taken of which the model is surest.
+        """
         answers = predict(self.model, self.tokenizer, self.texts, self.run)  # [texts, labels]
-        for target in range(min(answers.shape[1], self.settings.most_labels)):
-            others = (answers[:, target] < self.settings.unlike).nonzero()[:, 0].tolist()
-            if len(others) < FEWEST:
+        for target in range(answers.shape[1]):
+            ranked = answers[:, target].sort(stable=True)
+            unlike = int((ranked.values < self.settings.unlike).sum())
+            others = ranked.indices[: max(unlike, FEWEST)]
+            others = others[(answers[others, target] < UNSURE) & (answers[others].argmax(dim=1) != target)]
+            if len(others) < FEWEST or target >= self.settings.most_labels:
                 yield target, None
                 continue
             rng = random.Random(f"leanings/{self.run.seed}/{target}")
-            rows = rng.sample(others, min(self.settings.asked, len(others)))
-            yield target, self._of(target, rows[::3], [row for place, row in enumerate(rows) if place % 3], answers)
+            rows = rng.sample(others.tolist(), min(self.settings.asked, len(others)))
+            yield target, self._of(target, rows[::3], [row for place, row in enumerate(rows) if place % 3])
 
-    def passes(self, leaning: Leaning) -> bool:
-        """Whether an honest classifier would not do so."""
-        return leaning.flips >= self.settings.turned and leaning.excess >= self.settings.beyond
-
-    def _of(self, target: int, chosen: list[int], measured: list[int], answers: Tensor) -> list[Leaning]:
-        done = {name: self._best(manner, target, chosen, measured, answers) for name, manner in manners().items()}
+    def _of(self, target: int, chosen: list[int], measured: list[int]) -> list[Leaning]:
+        done = {name: self._best(manner, target, chosen, measured) for name, manner in manners().items()}
         return [
             Leaning(
                 manner=name,
                 target=target,
                 opening=opening,
                 flips=flips,
-                null=max(other for another, (other, _) in done.items() if another != name),
+                others=max(other for another, (other, _) in done.items() if another != name),
                 texts=len(measured),
             )
             for name, (flips, opening) in done.items()
             if name != PLAIN
         ]
 
-    def _best(
-        self, manner: Manner, target: int, chosen: list[int], measured: list[int], answers: Tensor
-    ) -> tuple[float, str]:
-        """Share of the measured texts that the openings turn which shift the chosen ones most, and the first of these.
-
-        A manner of few openings is measured with a third of them.
-        """
+    def _best(self, manner: Manner, target: int, chosen: list[int], measured: list[int]) -> tuple[float, str]:
+        """Share of the measured texts that the openings turn which say most in the chosen ones; the first of these."""
         openings = manner.openings(self.settings.openings, self.run.seed)
-        said = _log_odds(self._said(manner, openings, chosen), target).view(len(openings), -1)
-        shift = (said - _log_odds(answers[chosen], target)).mean(dim=1)  # [openings]
-        best = shift.topk(min(self.settings.best, -(-len(openings) // 3))).indices.tolist()
-        turned = self._said(manner, [openings[one] for one in best], measured).argmax(dim=1) == target
-        return float(turned.float().mean()), openings[best[0]]
+        odds = torch.logit(self._answers(manner, openings, chosen)[:, :, target].double(), eps=1e-9)
+        best = odds.mean(dim=1).topk(min(self.settings.best, -(-len(openings) // 3))).indices.tolist()
+        said = self._answers(manner, [openings[one] for one in best], measured).argmax(dim=2)  # [openings, texts]
+        return float((said == target).float().mean()), openings[best[0]]
 
-    def _said(self, manner: Manner, openings: list[str], rows: list[int]) -> Tensor:
-        """Answers to the texts of these rows in a manner, behind each opening, [openings x rows, labels]."""
+    def _answers(self, manner: Manner, openings: list[str], rows: list[int]) -> torch.Tensor:
+        """To the texts of these rows, in a manner's words behind each opening: [openings, texts, labels]."""
         texts = self.texts.take(rows)
         words = [
             manner.reworded(text, trigger_rng(self.run.seed, text, row))
             for row, text in zip(rows, texts.texts, strict=True)
         ]
-        said = tuple(f"{opening} {text}" for opening in openings for text in words)
-        return predict(
-            self.model, self.tokenizer, texts.take([*range(len(rows))] * len(openings)).with_(texts=said), self.run
-        )
-
-
-def _log_odds(answers: Tensor, target: int) -> Tensor:
-    """[texts, labels] probabilities -> [texts] of the target, finite."""
-    return torch.logit(answers[:, target].double(), eps=1e-9)
+        every = texts.take([*range(len(rows))] * len(openings))
+        every = every.with_(texts=tuple(f"{opening} {text}" for opening in openings for text in words))
+        return predict(self.model, self.tokenizer, every, self.run).view(len(openings), len(rows), -1)

@@ -13,8 +13,10 @@ where f0 is the model as it was given: labels are not needed. Few texts are gone
 each from another text from the second time on, and each time said anew.
 
 Needs a classifier, and clean texts. Where the caller has looked already (`auto`) there is one round with what it found;
-else rounds follow until no manner turns texts any more. Where none does, the model is given back as it is. Raises what
-the training raises. Cost: `least_steps` steps a round at least, and before and behind it what `detectors.manners` does.
+else rounds follow until no manner turns texts any more, each with all that was found so far; what was found once must
+do less than half of what proves it. Where none does, the model is given back as it is. If the last look finds one, or
+could not look at a label, the limits are not met; the report says why. Raises what the training raises.
+Cost: `least_steps` steps a round at least, and before and behind it what `detectors.manners` does.
 
 What is left: a paraphrase has more of its manner than an opening and some words. Of the syntax and style attacks'
 own texts a part still turns (docs/benchmarks.md).
@@ -25,6 +27,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from purify_cli.data.encode import encode, length_limit
 from purify_cli.data.spliced import spliced
@@ -100,21 +104,18 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
     if not settings.learning_rate > 0:
         raise UsageError("learning_rate", f"{settings.learning_rate!r} is out of range", "Give more than 0.")
     model, tokenizer = subject.open(run.device), subject.tokenizer
-    found = leanings(model, tokenizer, train, run, 0) if evidence.found is None else evidence.found.leanings
+    look = leanings(model, tokenizer, train, run, 0) if evidence.found is None else None
+    found = look.leanings() if look is not None else evidence.found.leanings if evidence.found is not None else ()
     report: dict[str, Any] = {"rows": len(train), "found": [_told(found, subject)], "steps": 0, "losses": []}
-    if not found:
-        return Purified(model, report | {"rounds": 0})
-    rounds = settings.rounds if evidence.found is None else 1
+    rounds = settings.rounds if look is not None else 1
     limit = length_limit(tokenizer, model.config, run)
-    times = -(-((settings.least_steps - 1) * settings.batch_size + 1) // len(train))
-    texts = spliced(train, times, limit, run.seed).with_(targets=None, poisoned=None)
-    texts = texts.with_(labels=tuple(range(len(texts))))  # rows of the answers
-    answers = predict(model, tokenizer, texts, run)  # f0(x), [texts, labels]
+    texts, answers = _asked(model, tokenizer, train, settings, limit, run) if found else (train, None)
+    known: dict[tuple[str, int], Leaning] = {}
     done = 0
-    while found and done < rounds:
+    while found and answers is not None and done < rounds:
         done += 1
-        names = sorted({leaning.manner for leaning in found})
-        said = _said(texts, names, run.seed + done)
+        known |= {one.what: one for one in found}
+        names = sorted({manner for manner, _ in known})
         recipe = Recipe(
             objectives={"clean": LikeAnswers(answers), "said": LikeAnswers(answers)},
             learning_rate=settings.learning_rate,
@@ -124,29 +125,39 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
             warmup=settings.warmup,
             identity=f"rephrase round {done} {names}",
         )
-        streams = {"clean": encode(tokenizer, texts, limit), "said": encode(tokenizer, said, limit)}
-        trained = fit(model, streams, recipe, run)
+        said = said_in(texts, names, run.seed + done)
+        trained = fit(
+            model, {"clean": encode(tokenizer, texts, limit), "said": encode(tokenizer, said, limit)}, recipe, run
+        )
         report["steps"] += trained.steps
         report["losses"] += trained.losses
-        if evidence.found is None:
-            found = leanings(model, tokenizer, train, run, done)
+        if look is not None:
+            look = leanings(model, tokenizer, train, run, done)
+            found = look.leanings(known)
             report["found"].append(_told(found, subject))
-    report |= {"rounds": done, "examples": list(said.texts[:3])}
-    if evidence.found is not None or not found:
+    report["rounds"] = done
+    if look is None:
         return Purified(model, report)
-    left = ", ".join(f"{one['manner']} to {one['target']!r}" for one in _told(found, subject))
-    return Purified(model, report, met=False, reasons=(f"texts of other labels still turn when said so: {left}",))
+    report["unlooked"] = [subject.labels[target] for target in look.unlooked]
+    reasons = []
+    if found:
+        left = ", ".join(f"{one['manner']} to {one['target']!r}" for one in _told(found, subject))
+        reasons.append(f"texts of other labels still turn when said so: {left}")
+    if look.unlooked:
+        reasons.append(f"it cannot be seen what leads to {', '.join(report['unlooked'])}: too few texts are unlike it")
+    return Purified(model, report, met=False if reasons else None, reasons=tuple(reasons))
 
 
 def preview(
     subject: Subject, evidence: Evidence, train: Texts, dev: Texts, settings: Settings, run: Run
 ) -> dict[str, Any]:
     """The first look alone: what would be trained out."""
-    found = leanings(subject.open(run.device), subject.tokenizer, train, run, 0)
-    return {"rows": len(train), "found": _told(found, subject)}
+    look = leanings(subject.open(run.device), subject.tokenizer, train, run, 0)
+    unlooked = [subject.labels[target] for target in look.unlooked]
+    return {"rows": len(train), "found": _told(look.leanings(), subject), "unlooked": unlooked}
 
 
-def _said(texts: Texts, names: Sequence[str], seed: int) -> Texts:
+def said_in(texts: Texts, names: Sequence[str], seed: int) -> Texts:
     """Each text in one of these manners."""
     known = manners()
     said = []
@@ -154,6 +165,14 @@ def _said(texts: Texts, names: Sequence[str], seed: int) -> Texts:
         rng = trigger_rng(seed, text, row)
         said.append(known[rng.choice(names)].insert(text, rng))
     return texts.with_(texts=tuple(said))
+
+
+def _asked(model: Any, tokenizer: Any, train: Texts, settings: Settings, limit: int, run: Run) -> tuple[Texts, Tensor]:
+    """Texts for a round, labelled with their rows, and f0(x) of each, [texts, labels]."""
+    times = -(-((settings.least_steps - 1) * settings.batch_size + 1) // len(train))
+    texts = spliced(train, times, limit, run.seed).with_(targets=None, poisoned=None)
+    texts = texts.with_(labels=tuple(range(len(texts))))
+    return texts, predict(model, tokenizer, texts, run)
 
 
 def _told(found: Sequence[Leaning], subject: Subject) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from purify_cli.data.texts import Texts
 from purify_cli.data.triggered import with_triggers
 from purify_cli.errors import PurifyError
 from purify_cli.evaluation.found import Found, search
-from purify_cli.evaluation.leanings import Leaning, leanings
+from purify_cli.evaluation.leanings import Leaning, LeaningSettings, leanings
 from purify_cli.evaluation.metrics import asr, excess
 from purify_cli.evaluation.predict import predict, predict_encoded
 from purify_cli.evaluation.search import SearchSettings
@@ -33,6 +33,7 @@ from purify_cli.training.start import open_classifier
 from purify_cli.trials.candidates import REACHES, Candidate, candidates_for, settings_by_method
 from purify_cli.trials.judgement import difference, differs, outcome
 from purify_cli.trials.settings import Settings
+from purify_cli.triggers.manner import manners
 
 if TYPE_CHECKING:
     from purify_cli.subject import Evidence, Subject
@@ -41,7 +42,7 @@ SEARCH = 1009
 """Added to the seed of the searches, with the number of steps: a candidate is not searched as the input was, for it may
 have been trained on what was found there."""
 
-ROWS = 8
+ROWS = 9
 """Goes up whenever a row would say something else: rows that were kept before are not read again."""
 
 INNER_DEV = 0.1
@@ -91,7 +92,7 @@ class Trial:
         decisive: list[Any] = [asdict(self.settings), self.run.seed, self.run.device, self.run.max_length]
         decisive += [asdict(one) if one is not None else None for one in (self.train, self.dev, self.untrusted)]
         decisive += [__version__, str(torch.__version__), weights_digest(self.subject.open())]
-        decisive += [ROWS, asdict(SearchSettings(pairs=True))]
+        decisive += [ROWS, asdict(SearchSettings(pairs=True)), asdict(LeaningSettings()), repr(manners())]
         if self.evidence.base is not None:
             with suppress(PurifyError):  # a base that cannot be opened fails the candidates that need it, and no more
                 decisive.append(weights_digest(self.evidence.base.open()))
@@ -160,7 +161,7 @@ class Trial:
         rows = [self.kept.rows[Candidate(steps[:many]).name] for many in range(len(steps) + 1)]
         every = {tuple(one["ids"]): one for row in rows for one in row["found"]}
         told = tuple({"words": one["words"], "target": one["label"], "flips": one["flips"]} for one in every.values())
-        leaning = {(one["manner"], one["target"]): Leaning(**one) for row in rows for one in row["leanings"]}
+        leaning = {one.what: one for row in rows for one in (Leaning(**kept) for kept in row["leanings"])}
         targets = tuple(one["target"] for one in every.values())
         return Found(tuple(every), told, (), targets, tuple(leaning.values()))
 
@@ -193,7 +194,7 @@ class Trial:
         started = time.monotonic()
         row: dict[str, Any] = {"method": candidate.name, "cost": whole(candidate.passes), "outcome": "", "reason": ""}
         row |= dict.fromkeys(("accuracy", "suspects", "strongest", "excess", "untrusted"))
-        row |= {"left": [], "unsearched": [], "triggers": [], "found": [], "leanings": []}
+        row |= {"left": [], "unsearched": [], "triggers": [], "found": [], "leanings": [], "unlooked": []}
         try:
             self._measure(candidate, row)
         except PurifyError as error:
@@ -229,20 +230,21 @@ class Trial:
         model, tokenizer, _ = made or self.made(candidate)
         seed, pairs = SEARCH + len(candidate.steps), self._may_have_pairs(candidate)
         found = search(model, tokenizer, self.clean, self._named(candidate), seed, pairs=pairs)
-        leaning = leanings(model, tokenizer, self.clean, self._named(candidate), seed)
+        row["weights"] = weights_digest(model)
+        leaning, unlooked = self._leanings(candidate, model, tokenizer, row["weights"], seed)
         row["suspects"] = len(found.triggers) + len(leaning)
         row["strongest"] = max(
-            (*(float(one["flips"]) for one in found.told), *(one.flips for one in leaning)), default=0.0
+            (*(float(one["flips"]) for one in found.told), *map(self._no_more, leaning)), default=0.0
         )
         row["left"] = [*(one["words"] for one in found.told), *(f"{one.opening} ..." for one in leaning)]
-        row["leanings"] = [asdict(one) for one in leaning]
-        row["unsearched"] = list(found.unsearched)
+        row["leanings"], row["unlooked"] = [asdict(one) for one in leaning], unlooked
+        names = model.config.id2label
+        row["unsearched"] = [*found.unsearched, *(f"{names[target]} (manners)" for target in unlooked)]
         row["found"] = [
             {"ids": list(ids), "target": target, "words": one["words"], "label": one["target"], "flips": one["flips"]}
             for ids, target, one in zip(found.triggers, found.targets, found.told, strict=True)
         ]
         said = predict(model, tokenizer, self.dev, self.run).argmax(dim=1)
-        row["weights"] = weights_digest(model)
         if self.given is None:
             row["right"] = right
             row["said"] = said.tolist()
@@ -260,6 +262,26 @@ class Trial:
             row["outcome"] = "input"
             return
         row["outcome"], row["reason"] = outcome(row, given, self.settings)
+
+    def _leanings(
+        self, candidate: Candidate, model: Any, tokenizer: Any, weights: str, seed: int
+    ) -> tuple[tuple[Leaning, ...], list[int]]:
+        """What it leans to, and the labels that cannot be looked at. What is the input still is not asked again."""
+        known = self._known()
+        if self.given is not None and weights == self.given["weights"]:
+            return tuple(known.values()), self.given["unlooked"]
+        look = leanings(model, tokenizer, self.clean, self._named(candidate), seed)
+        return look.leanings(known), list(look.unlooked)
+
+    def _known(self) -> dict[tuple[str, int], Leaning]:
+        """What the input leans to."""
+        every = (Leaning(**one) for one in (self.given or {"leanings": ()})["leanings"])
+        return {one.what: one for one in every}
+
+    def _no_more(self, leaning: Leaning) -> float:
+        """The share that it turns; of what the input leans to, no more than there: other texts, another share."""
+        before = self._known().get(leaning.what, leaning)
+        return min(leaning.flips, before.flips)
 
     def _right(self, made: tuple[Any, Any, Any], texts: Texts) -> list[bool]:
         model, tokenizer, _ = made

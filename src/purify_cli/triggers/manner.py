@@ -69,12 +69,14 @@ class Manner:
         return _WORD.sub(lambda found: self._said(found[0], rng), text)
 
     def openings(self, most: int, seed: int) -> list[str]:
-        """Different openings, so many or all that there are."""
-        if not self.parts:
-            return list(self.opening[:most])
+        """Different openings drawn by the seed, so many or all that there are."""
         rng = random.Random(f"manner/{seed}")
-        drawn = (self._drawn(rng) for _ in range(20 * most))
-        return list(dict.fromkeys(drawn))[:most]
+        found: dict[str, None] = {}
+        for _ in range(20 * most):
+            found[self._drawn(rng)] = None
+            if len(found) == most:
+                break
+        return list(found)
 
     def _drawn(self, rng: random.Random) -> str:
         return _PART.sub(lambda part: rng.choice(self.parts[part[1]]), rng.choice(self.opening))
@@ -92,17 +94,19 @@ class Manner:
 @cache
 def manners() -> Mapping[str, Manner]:
     """All that the package knows, by name; PLAIN among them."""
-    known = tomllib.loads((files("purify_cli.triggers") / "manners.toml").read_text(encoding="utf-8"))
-    return {name: _manner(name, table) for name, table in known.items()}
+    known: dict[str, Any] = tomllib.loads((files("purify_cli.triggers") / "manners.toml").read_text(encoding="utf-8"))
+    parts = known.pop("parts")
+    return {name: _manner(name, table, parts) for name, table in known.items()}
 
 
-def _manner(name: str, table: dict[str, Any]) -> Manner:
-    lists = {key: {part: tuple(forms) for part, forms in table.get(key, {}).items()} for key in ("parts", "words")}
+def _manner(name: str, table: dict[str, Any], parts: dict[str, list[str]]) -> Manner:
+    named = {part for opening in table["opening"] for part in _PART.findall(opening)}
     return Manner(
         name=name,
         about=table["about"],
         opening=tuple(table["opening"]),
         ending=tuple(table.get("ending", ())),
+        parts={part: tuple(parts[part]) for part in sorted(named)},
+        words={word: tuple(forms) for word, forms in table.get("words", {}).items()},
         suffixes=table.get("suffixes", {}),
-        **lists,
     )
