@@ -249,6 +249,7 @@ def test_a_manner_that_the_input_has_must_go(script: Any, train: Texts, dev: Tex
     methods = {
         "idle": method(lambda subject, train, run: subject.open(), 1.0, "words"),
         "half": method(looks(twin(), half), 2.0),
+        "noise": method(looks(twin(), replace(LEANS, flips=0.7)), 2.5),
         "other": method(looks(twin(), replace(LEANS, target=0), NOISE), 3.0),
         "worse": method(looks(twin(), replace(LEANS, target=0), LEANS), 4.0),
         "blinded": method(looks(twin(), unlooked=(1,)), 5.0),
@@ -263,6 +264,7 @@ def test_a_manner_that_the_input_has_must_go(script: Any, train: Texts, dev: Tex
             "(input)": "input",
             "idle": "trigger left",
             "half": "trigger left",
+            "noise": "trigger left",  # other texts, another share: no worse than the input
             "other": "trigger left",
             "worse": "scans worse",
             "blinded": "scans worse",

@@ -101,6 +101,21 @@ def test_what_is_not_gone_is_told(subject: Subject) -> None:
     assert "clause to 'positive'" in made.reasons[0]
 
 
+def test_a_round_has_all_that_was_found_so_far(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([(LEANS,), (replace(LEANS, manner="archaic"),), ()])
+    names: list[list[str]] = []
+
+    def noted(texts: Texts, of: list[str], seed: int) -> Texts:
+        names.append(list(of))
+        return said_in(texts, of, seed)
+
+    monkeypatch.setattr(rephrase, "leanings", lambda *_: Look(next(looks), (), LeaningSettings()))
+    monkeypatch.setattr(rephrase, "said_in", noted)
+    made = purify(subject, Evidence(), CLEAN, CLEAN, Settings(least_steps=1), RUN)
+    assert names == [["clause"], ["archaic", "clause"]]
+    assert (made.report["rounds"], made.met) == (2, None)
+
+
 def test_where_nothing_turns_texts_the_model_comes_back_as_it_was(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
