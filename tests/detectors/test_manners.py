@@ -161,6 +161,8 @@ def test_what_leaned_before_must_do_less_than_half_of_what_proves_it() -> None:
     look_again = Look((left, replace(left, target=0)), (), LeaningSettings())
     assert look_again.leanings() == ()
     assert look_again.leanings({("clause", 1)}) == (left,)
+    assert look_again.suspects() == look_again.found, "no evidence, but worth training out"
+    assert Look((replace(left, flips=0.14), replace(left, others=0.1)), (), LeaningSettings()).suspects() == ()
     gone = Look((replace(left, flips=0.1),), (), LeaningSettings())
     assert gone.leanings({("clause", 1)}) == ()
 

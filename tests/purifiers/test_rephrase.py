@@ -116,6 +116,14 @@ def test_a_round_has_all_that_was_found_so_far(subject: Subject, monkeypatch: py
     assert (made.report["rounds"], made.met) == (2, None)
 
 
+def test_what_was_only_suspect_may_be_left(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is trained out as far as it goes; what is no evidence in a scan is no failure here."""
+    suspect = replace(LEANS, flips=0.2, others=0.05)
+    monkeypatch.setattr(rephrase, "leanings", lambda *_: Look((suspect,), (), LeaningSettings()))
+    made = purify(subject, Evidence(), CLEAN, CLEAN, Settings(least_steps=1), RUN)
+    assert (made.report["rounds"], made.met) == (2, None)
+
+
 def test_where_nothing_turns_texts_the_model_comes_back_as_it_was(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ class Found:
         told: the same for a report: words, target label, and the share of sure texts that they turned.
         unsearched: labels for which the model is sure of too few texts, so that nothing was searched for.
         targets: label id of each trigger.
-        leanings: manners that turn texts, where they were looked for.
+        leanings: manners that may be triggers (suspects), where they were looked for.
     """
 
     triggers: tuple[tuple[int, ...], ...]

@@ -25,8 +25,8 @@ UNSURE = 0.35
 READ = 400
 """Texts of which it is asked what the model says of them."""
 
-ONCE_PROVEN = 0.5
-"""Share of the excess that is enough for what leaned before."""
+HALF = 0.5
+"""Share of what proves a leaning that makes it a suspect, or shows that one which was proven before is not gone."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,13 @@ class Look:
         return tuple(
             one
             for one in self.found
-            if is_leaning(one, self.settings)
-            or (one.what in known and one.excess >= ONCE_PROVEN * self.settings.beyond)
+            if is_leaning(one, self.settings) or (one.what in known and one.excess >= HALF * self.settings.beyond)
         )
+
+    def suspects(self) -> tuple[Leaning, ...]:
+        """Those that do half of what proves a leaning: no evidence, but worth training out."""
+        least = HALF * self.settings.turned, HALF * self.settings.beyond
+        return tuple(one for one in self.found if one.flips >= least[0] and one.excess >= least[1])
 
 
 def leanings(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int) -> Look:

@@ -3,7 +3,8 @@
 No paper's method; for backdoors of syntax and style (HiddenKiller, Qi et al. 2021a; StyleBkd, Qi et al. 2021b), which
 no search for words sees. Claim: such a backdoor answers to what a manner looks like and not to what a text says, so
 texts that say what they said before, in that manner, show the model what it must not do. The manners are those that
-`scan` knows (`detectors.manners`), and of these only such as turn texts of other labels in the checkpoint at hand.
+`scan` knows (`detectors.manners`), and of these only such as turn texts of other labels in the checkpoint at hand, by
+half of what would prove a backdoor: where there is none, answers stay as they are.
 
 Each round trains all weights on two streams, the clean texts x and the same texts in one of the manners found, m(x):
 
@@ -105,7 +106,8 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
         raise UsageError("learning_rate", f"{settings.learning_rate!r} is out of range", "Give more than 0.")
     model, tokenizer = subject.open(run.device), subject.tokenizer
     look = leanings(model, tokenizer, train, run, 0) if evidence.found is None else None
-    found = look.leanings() if look is not None else evidence.found.leanings if evidence.found is not None else ()
+    found = look.suspects() if look is not None else evidence.found.leanings if evidence.found is not None else ()
+    proven = {one.what for one in look.leanings()} if look is not None else set()
     report: dict[str, Any] = {"rows": len(train), "found": [_told(found, subject)], "steps": 0, "losses": []}
     rounds = settings.rounds if look is not None else 1
     limit = length_limit(tokenizer, model.config, run)
@@ -138,6 +140,7 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
     report["rounds"] = done
     if look is None:
         return Purified(model, report)
+    found = look.leanings(proven)
     report["unlooked"] = [subject.labels[target] for target in look.unlooked]
     reasons = []
     if found:

@@ -42,7 +42,7 @@ SEARCH = 1009
 """Added to the seed of the searches, with the number of steps: a candidate is not searched as the input was, for it may
 have been trained on what was found there."""
 
-ROWS = 9
+ROWS = 10
 """Goes up whenever a row would say something else: rows that were kept before are not read again."""
 
 INNER_DEV = 0.1
@@ -161,7 +161,7 @@ class Trial:
         rows = [self.kept.rows[Candidate(steps[:many]).name] for many in range(len(steps) + 1)]
         every = {tuple(one["ids"]): one for row in rows for one in row["found"]}
         told = tuple({"words": one["words"], "target": one["label"], "flips": one["flips"]} for one in every.values())
-        leaning = {one.what: one for row in rows for one in (Leaning(**kept) for kept in row["leanings"])}
+        leaning = {one.what: one for row in rows for one in (Leaning(**kept) for kept in row["suspected"])}
         targets = tuple(one["target"] for one in every.values())
         return Found(tuple(every), told, (), targets, tuple(leaning.values()))
 
@@ -194,7 +194,15 @@ class Trial:
         started = time.monotonic()
         row: dict[str, Any] = {"method": candidate.name, "cost": whole(candidate.passes), "outcome": "", "reason": ""}
         row |= dict.fromkeys(("accuracy", "suspects", "strongest", "excess", "untrusted"))
-        row |= {"left": [], "unsearched": [], "triggers": [], "found": [], "leanings": [], "unlooked": []}
+        row |= {
+            "left": [],
+            "unsearched": [],
+            "triggers": [],
+            "found": [],
+            "leanings": [],
+            "suspected": [],
+            "unlooked": [],
+        }
         try:
             self._measure(candidate, row)
         except PurifyError as error:
@@ -231,15 +239,15 @@ class Trial:
         seed, pairs = SEARCH + len(candidate.steps), self._may_have_pairs(candidate)
         found = search(model, tokenizer, self.clean, self._named(candidate), seed, pairs=pairs)
         row["weights"] = weights_digest(model)
-        leaning, unlooked = self._leanings(candidate, model, tokenizer, row["weights"], seed)
+        row |= self._look(candidate, model, tokenizer, row["weights"], seed)
+        leaning = [Leaning(**one) for one in row["leanings"]]
         row["suspects"] = len(found.triggers) + len(leaning)
         row["strongest"] = max(
             (*(float(one["flips"]) for one in found.told), *map(self._no_more, leaning)), default=0.0
         )
         row["left"] = [*(one["words"] for one in found.told), *(f"{one.opening} ..." for one in leaning)]
-        row["leanings"], row["unlooked"] = [asdict(one) for one in leaning], unlooked
         names = model.config.id2label
-        row["unsearched"] = [*found.unsearched, *(f"{names[target]} (manners)" for target in unlooked)]
+        row["unsearched"] = [*found.unsearched, *(f"{names[target]} (manners)" for target in row["unlooked"])]
         row["found"] = [
             {"ids": list(ids), "target": target, "words": one["words"], "label": one["target"], "flips": one["flips"]}
             for ids, target, one in zip(found.triggers, found.targets, found.told, strict=True)
@@ -263,15 +271,16 @@ class Trial:
             return
         row["outcome"], row["reason"] = outcome(row, given, self.settings)
 
-    def _leanings(
-        self, candidate: Candidate, model: Any, tokenizer: Any, weights: str, seed: int
-    ) -> tuple[tuple[Leaning, ...], list[int]]:
+    def _look(self, candidate: Candidate, model: Any, tokenizer: Any, weights: str, seed: int) -> dict[str, Any]:
         """What it leans to, and the labels that cannot be looked at. What is the input still is not asked again."""
-        known = self._known()
         if self.given is not None and weights == self.given["weights"]:
-            return tuple(known.values()), self.given["unlooked"]
+            return {part: self.given[part] for part in ("leanings", "suspected", "unlooked")}
         look = leanings(model, tokenizer, self.clean, self._named(candidate), seed)
-        return look.leanings(known), list(look.unlooked)
+        return {
+            "leanings": [asdict(one) for one in look.leanings(self._known())],
+            "suspected": [asdict(one) for one in look.suspects()],
+            "unlooked": list(look.unlooked),
+        }
 
     def _known(self) -> dict[tuple[str, int], Leaning]:
         """What the input leans to."""
