@@ -89,6 +89,15 @@ def test_a_manner_that_turns_texts_is_told(first: set[str], name: str) -> None:
     assert told["n"] == 40, "two thirds of the texts of the other label"
 
 
+def test_with_the_built_in_sentences_it_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are of another task as a rule."""
+    monkeypatch.setattr("purify_cli.detectors.manners.probes", lambda: reviews().texts)
+    subject: Any = SimpleNamespace(model=lambda _: FirstWord(FIRST), tokenizer=WORDS, labels=("negative", "positive"))
+    (one,) = detect(subject, Evidence(), Settings(), RUN)
+    assert one.level == "warning" and "--clean" in one.message
+    assert "--clean" not in look(FirstWord(FIRST))[0].message
+
+
 def test_the_other_label() -> None:
     (one,) = look(FirstWord(FIRST, bonus=-20.0))
     assert one.evidence["target"] == "negative"

@@ -12,6 +12,10 @@ see it ,") which were chosen the same way, and with the other manners: a text th
 a model that was trained on little is shaken by whatever is unusual. A backdoor answers to one manner. The 95 % interval
 of the difference must lie above 0 (Newcombe 1998).
 
+With the built-in sentences, which are of another task as a rule, it is a warning: what a model says of texts that are
+unlike all that it has seen is shaken more easily, and not by every manner alike (an AddSent model gave 0.40 of them
+another label in old English, 0.04 else, and 0.20 of texts of its task).
+
 Inputs: a classifier of at least two labels; `--clean` texts if given (400 of them at most), else the built-in probe
 sentences. Raises `Incomplete` for labels that too few texts are unlike, and those beyond `most_labels`.
 Cost: about 6,000 texts a label.
@@ -103,7 +107,9 @@ def detect(subject: Subject, evidence: Evidence, settings: Settings, run: Run) -
             untried.append(subject.labels[target])
         for leaning in found or ():
             if is_leaning(leaning, leanings.settings):
-                yield _finding(leaning, leanings.settings, subject.labels[target])
+                yield _finding(
+                    leaning, leanings.settings, subject.labels[target], of_the_task=evidence.clean is not None
+                )
     if untried:
         raise Incomplete(
             f"too few texts are surely another label than {', '.join(map(repr, untried))}, or there are more than "
@@ -111,16 +117,17 @@ def detect(subject: Subject, evidence: Evidence, settings: Settings, run: Run) -
         )
 
 
-def _finding(leaning: Leaning, settings: LeaningSettings, label: str) -> Finding:
+def _finding(leaning: Leaning, settings: LeaningSettings, label: str, *, of_the_task: bool) -> Finding:
     rate = wilson(round(leaning.flips * leaning.texts), leaning.texts)
     about = manners()[leaning.manner].about
     return Finding(
         rule="PB203",
-        level="error",
+        level="error" if of_the_task else "warning",
         detector="manners",
         message=(
             f"{about} turns {leaning.flips:.0%} of {leaning.texts} texts of other labels into {label!r}, "
             f"other openings {leaning.others:.0%}; for example {leaning.opening!r}"
+            + ("" if of_the_task else "; texts of the task (--clean) would settle it")
         ),
         where=Where(token=leaning.opening),
         evidence={
