@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -105,49 +106,25 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
     if not settings.learning_rate > 0:
         raise UsageError("learning_rate", f"{settings.learning_rate!r} is out of range", "Give more than 0.")
     model, tokenizer = subject.open(run.device), subject.tokenizer
-    look = leanings(model, tokenizer, train, run, 0) if evidence.found is None else None
-    found = look.suspects() if look is not None else evidence.found.leanings if evidence.found is not None else ()
-    proven = {one.what for one in look.leanings()} if look is not None else set()
-    report: dict[str, Any] = {"rows": len(train), "found": [_told(found, subject)], "steps": 0, "losses": []}
-    rounds = settings.rounds if look is not None else 1
-    limit = length_limit(tokenizer, model.config, run)
-    texts, answers = _asked(model, tokenizer, train, settings, limit, run) if found else (train, None)
-    known: dict[tuple[str, int], Leaning] = {}
-    done = 0
-    while found and answers is not None and done < rounds:
-        done += 1
-        known |= {one.what: one for one in found}
-        names = sorted({manner for manner, _ in known})
-        recipe = Recipe(
-            objectives={"clean": LikeAnswers(answers), "said": LikeAnswers(answers)},
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            epochs=1,  # the texts are there many times
-            batch_size=settings.batch_size,
-            warmup=settings.warmup,
-            identity=f"rephrase round {done} {names}",
-        )
-        said = said_in(texts, names, run.seed + done)
-        trained = fit(
-            model, {"clean": encode(tokenizer, texts, limit), "said": encode(tokenizer, said, limit)}, recipe, run
-        )
-        report["steps"] += trained.steps
-        report["losses"] += trained.losses
-        if look is not None:
-            look = leanings(model, tokenizer, train, run, done)
-            found = look.leanings(known)
-            report["found"].append(_told(found, subject))
-    report["rounds"] = done
-    if look is None:
-        return Purified(model, report)
-    found = look.leanings(proven)
-    report["unlooked"] = [subject.labels[target] for target in look.unlooked]
-    reasons = []
-    if found:
-        left = ", ".join(f"{one['manner']} to {one['target']!r}" for one in _told(found, subject))
-        reasons.append(f"texts of other labels still turn when said so: {left}")
-    if look.unlooked:
-        reasons.append(f"it cannot be seen what leads to {', '.join(report['unlooked'])}: too few texts are unlike it")
+    lesson = _Lesson(model, tokenizer, train, settings, run)
+    if evidence.found is not None:
+        found = evidence.found.leanings
+        lesson.teach(found)
+        return Purified(model, {"rows": len(train), "found": [_told(found, subject)], **lesson.report})
+    look = leanings(model, tokenizer, train, run, 0)
+    proven, found = {one.what for one in look.leanings()}, look.suspects()
+    told = [_told(found, subject)]
+    while found and lesson.rounds < settings.rounds:
+        lesson.teach(found)
+        look = leanings(model, tokenizer, train, run, lesson.rounds)
+        found = look.leanings(lesson.known)
+        told.append(_told(found, subject))
+    unlooked = [subject.labels[target] for target in look.unlooked]
+    report = {"rows": len(train), "found": told, "unlooked": unlooked, **lesson.report}
+    left = [f"{one['manner']} to {one['target']!r}" for one in _told(look.leanings(proven), subject)]
+    reasons = [f"texts of other labels still turn when said so: {', '.join(left)}"] if left else []
+    if unlooked:
+        reasons.append(f"it cannot be seen what leads to {', '.join(unlooked)}: too few texts are unlike it")
     return Purified(model, report, met=False if reasons else None, reasons=tuple(reasons))
 
 
@@ -157,7 +134,7 @@ def preview(
     """The first look alone: what would be trained out."""
     look = leanings(subject.open(run.device), subject.tokenizer, train, run, 0)
     unlooked = [subject.labels[target] for target in look.unlooked]
-    return {"rows": len(train), "found": _told(look.leanings(), subject), "unlooked": unlooked}
+    return {"rows": len(train), "found": _told(look.suspects(), subject), "unlooked": unlooked}
 
 
 def said_in(texts: Texts, names: Sequence[str], seed: int) -> Texts:
@@ -170,12 +147,57 @@ def said_in(texts: Texts, names: Sequence[str], seed: int) -> Texts:
     return texts.with_(texts=tuple(said))
 
 
-def _asked(model: Any, tokenizer: Any, train: Texts, settings: Settings, limit: int, run: Run) -> tuple[Texts, Tensor]:
-    """Texts for a round, labelled with their rows, and f0(x) of each, [texts, labels]."""
-    times = -(-((settings.least_steps - 1) * settings.batch_size + 1) // len(train))
-    texts = spliced(train, times, limit, run.seed).with_(targets=None, poisoned=None)
-    texts = texts.with_(labels=tuple(range(len(texts))))
-    return texts, predict(model, tokenizer, texts, run)
+class _Lesson:
+    """What the rounds share.
+
+    Attributes:
+        known: manners and labels that were suspect so far.
+        rounds: done so far.
+        steps: of all trainings so far.
+        losses: a mean for each stream of each training.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, texts: Texts, settings: Settings, run: Run) -> None:
+        self.model, self.tokenizer, self.clean, self.settings, self.run = model, tokenizer, texts, settings, run
+        self.limit = length_limit(tokenizer, model.config, run)
+        self.known: set[tuple[str, int]] = set()
+        self.rounds = self.steps = 0
+        self.losses: list[float] = []
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return {"rounds": self.rounds, "steps": self.steps, "losses": self.losses}
+
+    @cached_property
+    def asked(self) -> tuple[Texts, Tensor]:
+        """Texts for a round, labelled with their rows, and f0(x) of each, [texts, labels]."""
+        times = -(-((self.settings.least_steps - 1) * self.settings.batch_size + 1) // len(self.clean))
+        texts = spliced(self.clean, times, self.limit, self.run.seed).with_(targets=None, poisoned=None)
+        texts = texts.with_(labels=tuple(range(len(texts))))
+        return texts, predict(self.model, self.tokenizer, texts, self.run)
+
+    def teach(self, found: Sequence[Leaning]) -> None:
+        """One round, with these and all manners before; none where nothing was found."""
+        if not found:
+            return
+        texts, answers = self.asked  # the first time before anything is trained
+        self.known |= {one.what for one in found}
+        self.rounds += 1
+        names = sorted({manner for manner, _ in self.known})
+        said = said_in(texts, names, self.run.seed + self.rounds)
+        recipe = Recipe(
+            objectives={"clean": LikeAnswers(answers), "said": LikeAnswers(answers)},
+            learning_rate=self.settings.learning_rate,
+            weight_decay=self.settings.weight_decay,
+            epochs=1,  # the texts are there many times
+            batch_size=self.settings.batch_size,
+            warmup=self.settings.warmup,
+            identity=f"rephrase round {self.rounds} {names}",
+        )
+        streams = {name: encode(self.tokenizer, one, self.limit) for name, one in (("clean", texts), ("said", said))}
+        trained = fit(self.model, streams, recipe, self.run)
+        self.steps += trained.steps
+        self.losses += trained.losses
 
 
 def _told(found: Sequence[Leaning], subject: Subject) -> list[dict[str, Any]]:
