@@ -77,7 +77,7 @@ class Settings:
         default=100,
         metadata={
             "help": "texts a label: a third to choose openings on, the others to measure on",
-            "range": ">= 36",
+            "range": ">= 24",
             "source": "ours",
         },
     )

@@ -16,7 +16,7 @@ from purify_cli.run import Run
 from purify_cli.triggers.manner import PLAIN, Manner, manners
 from purify_cli.triggers.words import trigger_rng
 
-FEWEST = 36
+FEWEST = 24
 """Texts of other labels below which a label is not looked at: two thirds of them are measured on."""
 
 UNSURE = 0.35
