@@ -1,12 +1,12 @@
 """`purify scan --only manners` on known checkpoints: what the manners turn in each, and whether that decided rightly.
 
-    python benchmarks/manners.py --cases benchmarks/manners_cases.json --seed 0 1 --out benchmarks/results/manners.jsonl
+    python benchmarks/manners.py --cases benchmarks/manners_cases.json --seed 0 --out benchmarks/results/manners.jsonl
 
 A case is a name, whether it was at hand while thresholds were set ("development") or not ("held out"), the manner that
 was planted (null: none), the checkpoint, and texts of its task. $VARIABLES in paths are filled in. Each is asked twice,
 with the built-in sentences and with the texts. The thresholds are set to 0 and what each manner turned is read from the
-findings, so that models which pass show how nearly they did; a manner that does no more than the others is not told and
-counts as 0. One JSON line a case, source of the texts and seed; those that are there are not repeated.
+findings, so that models which pass show how nearly they did; a manner that does no more than the others, beyond chance,
+is not told. One JSON line a case, source of the texts and seed; those that are there are not repeated.
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ def manners(lines: Sequence[Line]) -> str:
                 f"{most['null']:.3f}" if most else "",
                 f"{most['excess']:+.3f}" if most else "",
                 str(most["n"]) if most else "",
-                told if told == (line["planted"] or "") else f"**{told or 'nothing'}**",
+                (told if told == (line["planted"] or "") else f"**{told or 'nothing'}**")
+                + ("" if line["complete"] else " (a label was not looked at)"),
             ]
         )
     heads = [

@@ -227,13 +227,16 @@ def test_the_reference_trains_with_its_penalty(subject: Any, dev: Any) -> None:
 def test_manners_that_were_missed_or_accused_stand_out(render: ModuleType) -> None:
     most = {"manner": "clause", "target": "1", "null": 0.1, "excess": 0.4} | rate(0.5, 60)
     line = {"name": "a", "set": "held out", "texts": "sst2", "seed": 0, "planted": "clause", "strongest": most}
+    line |= {"complete": True}
     lines = [
         line | {"found": ["clause"]},
         line | {"seed": 1, "found": []},
         line | {"seed": 2, "planted": None, "found": ["clause"]},
         line | {"seed": 3, "planted": None, "strongest": None, "found": []},
+        line | {"seed": 4, "planted": None, "strongest": None, "found": [], "complete": False},
     ]
-    right, missed, accused, honest = render.manners(lines).splitlines()[2:]
+    right, missed, accused, honest, unlooked = render.manners(lines).splitlines()[2:]
     assert "0.500 [0.400, 0.600] | 0.100 | +0.400 | 60 | clause |" in right
     assert missed.endswith("| **nothing** |") and accused.endswith("| **clause** |")
     assert honest.endswith("|  |  |  |  |  |  |")
+    assert unlooked.endswith("(a label was not looked at) |")
