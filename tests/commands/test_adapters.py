@@ -143,6 +143,8 @@ def test_adapters_are_scanned(place: Path, form: str) -> None:
     assert outcomes["mark"][0] == "found"
     assert outcomes["drift"][0] == "clear", "the embeddings are the base's own"
     assert outcomes["trigger_search"][0] in {"found", "clear"}, outcomes["trigger_search"]
+    outcome, why = outcomes.pop("manners")
+    assert outcome == "clear" or "give texts of the task" in why, "few texts, of which some adapters are not sure"
     assert all(outcome != "failed" for outcome, _ in outcomes.values()), outcomes
     assert result.subject.kind == "adapter"
 
