@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from purify_cli.reports.escape import escape
+from purify_cli.reports.scan_table import _accusation
 from purify_cli.reports.table import render
 from purify_cli.results import Check, Environment, Finding, Report, ScanResult, SubjectSummary, Verdict, Where
 
@@ -83,3 +84,13 @@ def test_markup_is_shown_and_not_obeyed() -> None:
     page = render(_hostile_scan("[bold red]x[/bold red] :smile: [link=http://x]y[/link]"), color=True, width=200)
     assert "[bold red]x[/bold red] :smile: [link=http://x]y[/link]" in page
     assert "\x1b]8" not in page
+
+
+def test_a_proven_word_is_named_before_a_manner() -> None:
+    """Whichever check ran first."""
+    manner = Finding("PB203", "error", "manners", "turns texts", Where(token="when you see it ,"))
+    word = Finding("PB201", "error", "trigger_search", "turns texts", Where(token="cf"))
+    outlier = Finding("PE211", "error", "embedding_outliers", "is long", Where(token="tq"))
+    for findings in ((manner, word, outlier), (outlier, word, manner)):
+        assert 'first of all at "cf"' in _accusation(findings)
+    assert "when you see it ," in _accusation((outlier, manner))

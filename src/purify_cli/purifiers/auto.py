@@ -199,7 +199,9 @@ def _reasons(
     found = words(given["left"])
     told.append(f"the search finds {found} in the input" if given["left"] else "the search finds nothing in the input")
     if given["unsearched"]:
-        told.append(f"the search cannot look into {', '.join(given['unsearched'])}: the model is never sure there")
+        told.append(
+            f"the search cannot look into {', '.join(given['unsearched'])}: the model is sure of too few texts there"
+        )
     return (*told, NOTHING_SEES)
 
 

@@ -124,7 +124,8 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
     left = [f"{one['manner']} to {one['target']!r}" for one in _told(look.leanings(proven), subject)]
     reasons = [f"texts of other labels still turn when said so: {', '.join(left)}"] if left else []
     if unlooked:
-        reasons.append(f"it cannot be seen what leads to {', '.join(unlooked)}: too few texts are unlike it")
+        many = f"too few texts are surely another label, or there are more than {look.settings.most_labels}"
+        reasons.append(f"what leads to {', '.join(unlooked)} could not be looked at: {many}")
     return Purified(model, report, met=False if reasons else None, reasons=tuple(reasons))
 
 

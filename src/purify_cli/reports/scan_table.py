@@ -74,7 +74,7 @@ def _accusation(findings: Sequence[Finding]) -> str:
     clauses = []
     behaviour = [finding for finding in grave if finding.rule[:2] in {"PE", "PB", "PW"}]
     if behaviour:
-        named = sorted(behaviour, key=lambda finding: finding.rule[:2] != "PB")
+        named = sorted(behaviour, key=lambda finding: (finding.rule[:2] != "PB", finding.rule))
         token = next((finding.where.token for finding in named if finding.where.token is not None), None)
         clauses.append("carries signs of a backdoor" + ("" if token is None else f" (first of all at {quoted(token)})"))
     if any(finding.rule.startswith("PA") for finding in grave):

@@ -194,15 +194,8 @@ class Trial:
         started = time.monotonic()
         row: dict[str, Any] = {"method": candidate.name, "cost": whole(candidate.passes), "outcome": "", "reason": ""}
         row |= dict.fromkeys(("accuracy", "suspects", "strongest", "excess", "untrusted"))
-        row |= {
-            "left": [],
-            "unsearched": [],
-            "triggers": [],
-            "found": [],
-            "leanings": [],
-            "suspected": [],
-            "unlooked": [],
-        }
+        lists = ("left", "unsearched", "triggers", "found", "leanings", "suspected", "unlooked")
+        row |= {part: [] for part in lists}
         try:
             self._measure(candidate, row)
         except PurifyError as error:
@@ -247,7 +240,7 @@ class Trial:
         )
         row["left"] = [*(one["words"] for one in found.told), *(f"{one.opening} ..." for one in leaning)]
         names = model.config.id2label
-        row["unsearched"] = [*found.unsearched, *(f"{names[target]} (manners)" for target in row["unlooked"])]
+        row["unsearched"] = [*found.unsearched, *(f"{names[target]} (said otherwise)" for target in row["unlooked"])]
         row["found"] = [
             {"ids": list(ids), "target": target, "words": one["words"], "label": one["target"], "flips": one["flips"]}
             for ids, target, one in zip(found.triggers, found.targets, found.told, strict=True)
