@@ -14,7 +14,7 @@ import tiny
 from purify_cli.data.texts import Texts
 from purify_cli.detectors.manners import Settings, detect
 from purify_cli.errors import Incomplete
-from purify_cli.evaluation.leanings import FEWEST, Leaning, LeaningSettings, Look, is_leaning
+from purify_cli.evaluation.leanings import FEWEST, Leaning, Leanings, LeaningSettings, Look, is_leaning
 from purify_cli.results import Finding
 from purify_cli.run import Run
 from purify_cli.subject import Evidence
@@ -107,6 +107,8 @@ def test_an_honest_model_and_one_that_is_shaken_by_whatever_is_opened() -> None:
     assert look(FirstWord(set())) == []
     assert look(FirstWord(set(), every=20.0)) == [], "plain openings turn as many"
     assert look(FirstWord(FIRST | STYLE)) == [], "and so do other manners"
+    plain = {one.split()[0] for one in KNOWN["plain"].opening}
+    assert look(FirstWord(FIRST | plain)) == [], "and plain openings where the other manner turns nothing"
 
 
 def test_the_strongest_openings_are_measured_and_not_all() -> None:
@@ -152,6 +154,19 @@ def test_a_model_that_is_never_sure_is_asked_with_the_texts_of_which_it_is_sures
     assert [one.evidence["target"] for one in look(FirstWord(FIRST, scale=0.2))] == ["positive"]
     with pytest.raises(Incomplete):
         look(FirstWord(FIRST, scale=0.01))
+
+
+def test_texts_that_get_the_label_already_cannot_be_turned_to_it() -> None:
+    """Of many labels the first choice may have less than a third."""
+
+    class Torn(FirstWord):
+        def forward(self, input_ids: Tensor, **_: Any) -> Any:
+            return SimpleNamespace(logits=torch.tensor([0.34, 0.22, 0.22, 0.22]).log().expand(len(input_ids), 4))
+
+    model = Torn(set())
+    model.config.num_labels = 4
+    found = dict(Leanings(model, WORDS, reviews(), LeaningSettings(), RUN).look())
+    assert found[0] is None and all(found[target] is not None for target in (1, 2, 3))
 
 
 def test_labels_that_are_left_out_are_told() -> None:

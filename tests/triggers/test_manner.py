@@ -66,6 +66,12 @@ def test_words_and_suffixes_are_said_otherwise_and_the_rest_is_left() -> None:
     assert any("thou" in one for one in every) and any("filmeth" in one for one in every)
 
 
+def test_a_text_is_said_in_the_manner_s_words_behind_its_opening() -> None:
+    manner = Manner("x", "", ("lo ,",), words={"you": ("thou",)})
+    every = {manner.insert("you see", random.Random(seed)) for seed in range(100)}
+    assert every == {"lo , thou see", "thou see", "lo , you see", "you see"}
+
+
 def test_an_ending_stands_behind_and_takes_the_stop_s_place() -> None:
     manner = Manner("x", "", ("lo ,",), ending=(", saith he",))
     every = {manner.insert("it was good .", random.Random(seed)) for seed in range(50)}
