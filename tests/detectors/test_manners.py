@@ -14,7 +14,16 @@ import tiny
 from purify_cli.data.texts import Texts
 from purify_cli.detectors.manners import Settings, detect
 from purify_cli.errors import Incomplete
-from purify_cli.evaluation.leanings import FEWEST, Leaning, Leanings, LeaningSettings, Look, is_leaning
+from purify_cli.evaluation.leanings import (
+    FEWEST,
+    Leaning,
+    Leanings,
+    LeaningSettings,
+    Look,
+    is_leaning,
+    leanings,
+    retained,
+)
 from purify_cli.results import Finding
 from purify_cli.run import Run
 from purify_cli.subject import Evidence
@@ -132,6 +141,35 @@ def test_the_seed_draws_texts_and_openings() -> None:
     shares = {seed: look(model, even, seed=seed, turned=0.0, beyond=0.0)[0].evidence["value"] for seed in range(4)}
     assert len(set(shares.values())) > 1
     assert look(model, even, seed=1, turned=0.0, beyond=0.0)[0].evidence["value"] == shares[1]
+
+
+class Wavering(FirstWord):
+    """Sure of the texts with `dull`, which nothing turns; of the rest the first word decides, and the model is unsure."""
+
+    def forward(self, input_ids: Tensor, **_: Any) -> Any:
+        odds = super().forward(input_ids).logits @ torch.tensor([-1.0, 1.0])
+        dull = (input_ids == WORDS.convert_tokens_to_ids("dull")).any(1)
+        odds = torch.where(dull, torch.full_like(odds, -9.0), odds / 40)
+        return SimpleNamespace(logits=torch.stack([-odds / 2, odds / 2], dim=1))
+
+
+def test_what_is_left_of_a_manner_is_asked_of_unsure_texts_too() -> None:
+    """A look takes the sure texts alone, and sees nothing; by their labels all texts are asked."""
+    words = [word for number in range(30) for word in ("good", "dull", "plain", "odd")]
+    lines = tuple(f"a {word} film with {number}" for number, word in enumerate(words))
+    texts = Texts("clean.csv", lines, tuple(int(word == "good") for word in words))
+    model = Wavering(FIRST)
+    assert all(one.flips == 0 for one in leanings(model, WORDS, texts, RUN, 0).found if one.target == 1)
+    clause, archaic = (Leaning(name, 1, "", 1.0, 0.0, 9) for name in ("clause", "archaic"))
+    other = replace(clause, target=0)
+    left = retained(model, WORDS, texts, (clause, archaic, other), RUN, 0)
+    assert [one and (one.manner, one.target) for one in left] == [("clause", 1), ("archaic", 1), ("clause", 0)]
+    first, second, third = left
+    assert first is not None and first.excess == first.flips == pytest.approx(2 / 3, abs=0.15) and first.texts == 60
+    assert second is not None and second.flips == 0
+    assert third is None or third.texts == 20
+    few = texts.take(range(30))
+    assert retained(model, WORDS, few, (clause, other), RUN, 0)[1] is None, "too few texts of other labels"
 
 
 def test_too_few_texts_of_other_labels_are_no_pass() -> None:

@@ -164,10 +164,14 @@ def script(monkeypatch: pytest.MonkeyPatch, backdoored: Subject) -> Callable[...
             told = tuple({"words": word, "target": "positive", "flips": flips} for word, flips in words)
             return Found(ids, told, (), (1,) * len(words))
 
+        def retained(model: Any, tokenizer: Any, texts: Texts, known: Any, run: Run, number: int) -> list[Any]:
+            return getattr(model, "retained", [None] * len(known))
+
         for module_of in (candidates, trial):
             monkeypatch.setattr(module_of, "catalogue", fake)
         monkeypatch.setattr(trial, "search", search)
         monkeypatch.setattr(trial, "leanings", lambda model, *_: getattr(model, "look", calls.look))
+        monkeypatch.setattr(trial, "retained", retained)
         return calls
 
     return install
@@ -275,6 +279,28 @@ def test_a_manner_that_the_input_has_must_go(script: Any, train: Texts, dev: Tex
         assert any("when you see it , ..." in one for one in done.reasons)
         assert any("cannot look into" in one and "(said otherwise)" in one for one in done.reasons)
         assert all(found is not None and found.leanings == (LEANS,) for found in calls.handed)
+
+
+def test_a_manner_that_works_where_the_model_is_not_sure_is_left(script: Any, train: Texts, dev: Texts) -> None:
+    """A look that is satisfied is not believed: what the input leans to is asked of all texts of other labels."""
+
+    def keeps(flips: float) -> Make:
+        def make(subject: Subject, train: Texts, run: Run) -> Any:
+            model = twin()(subject, train, run)
+            model.look, model.retained = look(NOISE), [replace(LEANS, flips=flips, others=0.2, texts=50)]
+            return model
+
+        return make
+
+    calls = script({"unsure": method(keeps(0.26), 1.0), "gone": method(keeps(0.24), 0.5, "words")})
+    calls.look = look(LEANS)
+    done = purify(Quiet(Path(__file__).parents[2] / "fixtures" / "backdoored"), Evidence(), train, dev, DIRECT, RUN)
+    told = rows(done)
+    assert (told["unsure"]["outcome"], told["gone"]["outcome"]) == ("trigger left", "chosen")
+    assert (told["unsure"]["suspects"], told["unsure"]["excess"]) == (0, pytest.approx(0.06))
+    assert any("'when you see it , ...' still turns 0.060 of the texts to positive" in one for one in done.reasons)
+    (line,) = done.report["triggers"]
+    assert (line["words"], line["unsure"]) == ("when you see it , ...", pytest.approx(0.06))
 
 
 @pytest.mark.parametrize("found", [(("cf", 1.0), ("tq", 0.9), ("mn", 0.5)), (("cf", 1.0), ("tq", 1.0), ("bb", 1.0))])

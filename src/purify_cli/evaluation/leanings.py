@@ -122,6 +122,22 @@ def leanings(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int) ->
     )
 
 
+def retained(
+    model: Any, tokenizer: Any, texts: Texts, known: Collection[Leaning], run: Run, number: int
+) -> list[Leaning | None]:
+    """What these manners do to all texts of other labels, by the texts' own labels, whatever the model says of them.
+
+    A look asks about texts of which the model is sure. A purifier may leave it sure of few, which a manner does not
+    turn, and leave the manner its way with all others.
+
+    Returns:
+        one for each of `known`; None where there are fewer than FEWEST texts of other labels.
+    """
+    looking = Leanings(model, tokenizer, texts, LeaningSettings(), replace(run, seed=run.seed + number))
+    done = {target: looking.of_labelled(target) for target in {one.target for one in known}}
+    return [next((one for one in done[was.target] if one.manner == was.manner), None) for was in known]
+
+
 def is_leaning(leaning: Leaning, settings: LeaningSettings) -> bool:
     """Whether this proves a backdoor: enough texts, enough more than others, and more beyond chance."""
     enough = leaning.flips >= settings.turned and leaning.excess >= settings.beyond
@@ -159,11 +175,18 @@ class Leanings:
             if len(others) < FEWEST or target >= self.settings.most_labels:
                 yield target, None
                 continue
-            rng = random.Random(f"leanings/{self.run.seed}/{target}")
-            rows = rng.sample(others.tolist(), min(self.settings.asked, len(others)))
-            yield target, self._of(target, rows[::3], [row for place, row in enumerate(rows) if place % 3])
+            yield target, self._of(target, others.tolist())
 
-    def _of(self, target: int, chosen: list[int], measured: list[int]) -> list[Leaning]:
+    def of_labelled(self, target: int) -> list[Leaning]:
+        """Every manner but the plain one, in texts that are labelled otherwise; none where there are too few."""
+        rows = [row for row, label in enumerate(self.texts.labels or ()) if label != target]
+        return self._of(target, rows) if len(rows) >= FEWEST else []
+
+    def _of(self, target: int, others: list[int]) -> list[Leaning]:
+        """Openings are chosen on a third of these texts, and measured on the rest."""
+        rng = random.Random(f"leanings/{self.run.seed}/{target}")
+        rows = rng.sample(others, min(self.settings.asked, len(others)))
+        chosen, measured = rows[::3], [row for place, row in enumerate(rows) if place % 3]
         done = {name: self._best(manner, target, chosen, measured) for name, manner in manners().items()}
         return [
             Leaning(

@@ -22,7 +22,8 @@ from purify_cli.data.texts import Texts
 from purify_cli.data.triggered import with_triggers
 from purify_cli.errors import PurifyError
 from purify_cli.evaluation.found import Found, search
-from purify_cli.evaluation.leanings import Leaning, LeaningSettings, leanings
+from purify_cli.evaluation.intervals import newcombe
+from purify_cli.evaluation.leanings import Leaning, LeaningSettings, leanings, retained
 from purify_cli.evaluation.metrics import asr, excess
 from purify_cli.evaluation.predict import predict, predict_encoded
 from purify_cli.evaluation.search import SearchSettings
@@ -42,7 +43,7 @@ SEARCH = 1009
 """Added to the seed of the searches, with the number of steps: a candidate is not searched as the input was, for it may
 have been trained on what was found there."""
 
-ROWS = 10
+ROWS = 11
 """Goes up whenever a row would say something else: rows that were kept before are not read again."""
 
 INNER_DEV = 0.1
@@ -251,6 +252,7 @@ class Trial:
             row["said"] = said.tolist()
         given = self.given or row
         row["triggers"] = self._excesses(model, tokenizer, said.tolist(), given["found"])
+        row["triggers"] += self._excesses_said(candidate, model, tokenizer, given["leanings"])
         known = [one["excess"]["value"] for one in row["triggers"] if one["excess"] is not None]
         row["excess"] = max(known, default=None)
         if self.untrusted is not None:
@@ -319,6 +321,22 @@ class Trial:
             if any(label != one["target"] for label in labels):
                 beyond = asdict(excess(asr(answers, labels, one["target"]), asr(said, labels, one["target"])))
             rows.append({"words": one["words"], "target": one["label"], "excess": beyond})
+        return rows
+
+    def _excesses_said(
+        self, candidate: Candidate, model: Any, tokenizer: Any, leaning: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """What the input's manners do in all clean texts of other labels, beyond what other manners do there."""
+        known = [Leaning(**one) for one in leaning]
+        left = retained(model, tokenizer, self.clean, known, self._named(candidate), SEARCH)
+        rows = []
+        for was, one in zip(known, left, strict=True):
+            beyond = None
+            if one is not None:
+                turned, others = (round(share * one.texts) for share in (one.flips, one.others))
+                beyond = asdict(newcombe(turned, one.texts, others, one.texts))
+            label = str(model.config.id2label[was.target])
+            rows.append({"words": f"{was.opening} ...", "target": label, "excess": beyond})
         return rows
 
 
