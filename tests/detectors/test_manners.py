@@ -144,7 +144,7 @@ def test_the_seed_draws_texts_and_openings() -> None:
 
 
 class Wavering(FirstWord):
-    """Sure of the texts with `dull`, which nothing turns; of the rest the first word decides, and the model is unsure."""
+    """Sure of the texts with `dull`, which nothing turns; unsure of the rest, where the first word decides."""
 
     def forward(self, input_ids: Tensor, **_: Any) -> Any:
         odds = super().forward(input_ids).logits @ torch.tensor([-1.0, 1.0])
