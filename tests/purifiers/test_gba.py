@@ -18,10 +18,11 @@ from purify_cli.architecture.table import base_of
 from purify_cli.checkpoint.write import write_checkpoint
 from purify_cli.data.encode import collate, encode
 from purify_cli.data.texts import Texts
+from purify_cli.data.usage import Usage
 from purify_cli.errors import Interrupted, UnsupportedError, UsageError
 from purify_cli.evaluation.predict import predict
 from purify_cli.purifiers import gba
-from purify_cli.purifiers.gba import Broadcast, PromptAnswer, Settings, Swap, Usage, preview, purify
+from purify_cli.purifiers.gba import Broadcast, PromptAnswer, Settings, Swap, preview, purify
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
 
@@ -44,7 +45,8 @@ class Step:
         self.settings = Settings(temperature=temperature, **settings)
         fixed = {*self.tokenizer.all_special_ids, *self.tokens}
         self.usage = Usage(stream, fixed, word_embeddings(self.model).num_embeddings)
-        self.broadcast = Broadcast(self.model, self.answer, self.usage, self.settings, steps=10)
+        pulled = self.usage.rare(self.settings.rare)
+        self.broadcast = Broadcast(self.model, self.answer, self.usage, self.settings, steps=10, pulled=pulled)
         self.loss = self.answer(self.model, self.batch)
         named = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
         found = torch.autograd.grad(self.loss, list(named.values()), allow_unused=True)
@@ -138,14 +140,6 @@ def test_however_long_the_training_a_row_that_nothing_moves_ends_at_exp_of_minus
     torch.testing.assert_close(table[unseen].detach(), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_share_of_strange_tokens_is_that_of_tokens_that_occur_once() -> None:
-    usage = Step("bert").usage
-    words = [word for text in TEXTS.texts[:4] for word in text.split() if word not in ("good", "bad")]
-    once = sum(words.count(word) == 1 for word in words)
-    assert usage.strange == pytest.approx(once / len(words))
-    assert 0 < once < len(words)
-
-
 def test_tokens_are_swapped_for_words_of_no_clean_text() -> None:
     step = Step("bert")
     ids = step.batch["input_ids"]
@@ -173,6 +167,34 @@ def _attended(step: Step, row: int, ids: list[int]) -> list[int]:
 
 def _rmse(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).square().mean().sqrt())
+
+
+def test_a_word_that_its_clean_texts_contradict_is_pulled_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`film` is in three texts of one label, of which the checkpoint says the other."""
+    subject = Subject(tiny.save("bert", tmp_path / "x", num_labels=2))
+    lines = ("the movie was good", "a very fine plot", "so bad", "a dull plot") * 8 + ("a fine film",) * 3
+    texts = Texts("clean.csv", lines, (1, 1, 0, 0) * 8 + (1,) * 3)
+    tokenizers: list[Any] = []
+
+    def says(model: Any, tokenizer: Any, texts: Texts, run: Run) -> torch.Tensor:
+        tokenizers.append(tokenizer)
+        said = [label * ("film" not in text) for text, label in zip(texts.texts, texts.labels or (), strict=True)]
+        return torch.nn.functional.one_hot(torch.tensor(said), 2).float()
+
+    monkeypatch.setattr(gba, "predict", says)
+    film = subject.tokenizer.convert_tokens_to_ids("film")
+    before = word_embeddings(subject.open()).weight[film].detach()
+    moved = {}
+    for chance, told in ((0.0, []), (0.01, ["film"])):
+        settings = Settings(**QUICK, pull=9.0, contradicted=chance, class_tokens="bad,good", swapped=0.0)
+        tokenizers.clear()
+        done = purify(subject, Evidence(), texts, texts, settings, RUN)
+        assert done.report["contradicted"] == told
+        assert (tokenizers[0] is subject.tokenizer) is bool(told), "asked before the prompt is there"
+        moved[chance] = float((word_embeddings(done.model).weight[film].detach() - before).norm())
+    assert moved[0.01] > 1.5 * moved[0.0]
+    alone = purify(subject, Evidence(), texts, texts, Settings(**QUICK, broadcast="none"), RUN)
+    assert alone.report["contradicted"] == [], "nothing is pulled"
 
 
 @pytest.mark.parametrize("broadcast", ["crowd", "gradient"])

@@ -21,7 +21,9 @@ readings of equations 3 and 4 (`broadcast`):
   that nothing else moves ends at exp(-lambda) of its way from the crowd, however long the training is.
   Rare is a word that at most a share `rare` of the clean texts has. One that they do have can be learned anew from
   them; one that they never have ends in the crowd. Texts to come will hold such words, the clean ones hold none: so in
-  training a share `swapped` of their tokens is swapped for words that they never have.
+  training a share `swapped` of their tokens is swapped for words that they never have. A trigger that a few clean texts
+  have is not learned anew from so few: words that they contradict (`data.usage`), going by what the checkpoint as given
+  says of them, are pulled as well.
 - `gradient`, the literal one: lambda Q_w is added to the gradient, which the clipping and Adam see. p(y|x) is floored.
 - `none`: prompt tuning alone.
 
@@ -61,6 +63,7 @@ from purify_cli.architecture.prompt import add_prompt
 from purify_cli.architecture.table import base_of, family_of
 from purify_cli.data.encode import Encoded, encode, length_limit
 from purify_cli.data.texts import Texts
+from purify_cli.data.usage import Usage
 from purify_cli.errors import UsageError
 from purify_cli.evaluation.predict import predict
 from purify_cli.purifiers import Purified
@@ -115,6 +118,15 @@ class Settings:
         default=0.0,
         metadata={
             "help": "share of the clean texts up to which a word is pulled into the crowd; 0: words of none of them",
+            "range": "0..1",
+            "source": "ours",
+        },
+    )
+    contradicted: float = field(
+        default=0.01,
+        metadata={
+            "help": "pull also words whose clean texts a classifier answers with one wrong label, where that is less "
+            "likely than this by accident; 0: none",
             "range": "0..1",
             "source": "ours",
         },
@@ -240,6 +252,7 @@ def _check(settings: Settings) -> None:
         "temperature": not settings.temperature > 0,
         "pull": not settings.pull >= 0,
         "rare": not 0 <= settings.rare <= 1,
+        "contradicted": not 0 <= settings.contradicted <= 1,
         "swapped": settings.swapped is not None and not 0 <= settings.swapped <= 1,
         "raised": settings.raised < 0,
         "max_drop": not 0 <= settings.max_drop <= 1,
@@ -257,13 +270,18 @@ def _adapt(subject: Subject, train: Texts, dev: Texts, settings: Settings, run: 
         problem = "is an adapter, and the embeddings lie in its base"
         raise UsageError(subject.spec, problem, "Give the base, or an adapter that can be merged.")
     tokens = class_tokens(settings.class_tokens, _label_names(model), subject.tokenizer, train)
+    asked = subject.task == "classifier" and settings.broadcast == "crowd" and settings.contradicted > 0
+    answers = predict(model, subject.tokenizer, train, run).argmax(dim=1) if asked else None  # before it is changed
     tokenizer = add_prompt(model, subject.tokenizer, settings.width, run.seed)
     stream = encode(tokenizer, train, length_limit(tokenizer, model.config, run))
     usage = Usage(stream, {*tokenizer.all_special_ids, *tokens}, word_embeddings(model).num_embeddings)
+    contradicted = torch.zeros_like(usage.free)
+    if answers is not None:
+        contradicted = usage.contradicted(answers, model.config.num_labels, settings.contradicted)
     swap = Swap(usage, settings) if settings.broadcast == "crowd" else None
     answer = PromptAnswer(tokens, settings.temperature, _span(model, train), swap)
     steps = math.ceil(len(stream) / settings.batch_size) * settings.epochs
-    broadcast = Broadcast(model, answer, usage, settings, steps)
+    broadcast = Broadcast(model, answer, usage, settings, steps, usage.rare(settings.rare) | contradicted)
     before = broadcast.distance(model)
     recipe = Recipe(
         objectives={"task": answer},
@@ -294,6 +312,7 @@ def _adapt(subject: Subject, train: Texts, dev: Texts, settings: Settings, run: 
         "head_losses": list(head.losses),
         "head_agrees": float(agrees),
         "rows_never_seen": int(usage.unseen.sum()),
+        "contradicted": tokenizer.convert_ids_to_tokens(contradicted.nonzero()[:, 0].tolist()),
         "swapped": swap.share if swap is not None else 0.0,
         "crowd_distance": {"before": before, "after": after},
     }
@@ -422,41 +441,6 @@ class _ClassTokens(nn.Module):
 # --- equations 3 and 4 ------------------------------------------------------------------------------------------------
 
 
-class Usage:
-    """How the clean texts use the rows of the embedding.
-
-    Args:
-        stream: the clean texts.
-        fixed: ids that are neither pulled nor swapped.
-        rows: V.
-
-    Attributes:
-        free: the rows that are not fixed, `[V]` bool.
-        unseen: those of them that no clean text has.
-        share: of each token among all free ones of the texts, `[V]`.
-        texts: how many of the texts have it, `[V]`.
-        among: how many texts there are.
-        strange: share of the tokens of other texts like these that these do not have: that of the tokens that they have
-            once (Good 1953, after Turing).
-    """
-
-    def __init__(self, stream: Encoded, fixed: set[int], rows: int) -> None:
-        self.free = torch.ones(rows, dtype=torch.bool)
-        self.free[sorted(fixed)] = False
-        count = torch.bincount(torch.tensor([token for text in stream.ids for token in text]), minlength=rows)
-        count[~self.free] = 0
-        total = int(count.sum().clamp(min=1))
-        self.unseen = self.free & (count == 0)
-        self.share = count.double() / total
-        self.texts = torch.bincount(torch.tensor([one for text in stream.ids for one in set(text)]), minlength=rows)
-        self.among = len(stream)
-        self.strange = int((count == 1).sum()) / total
-
-    def rare(self, share: float) -> Tensor:
-        """The free rows of words that at most this share of the texts have, `[V]` bool."""
-        return self.free & (self.texts <= share * self.among)
-
-
 class Swap:
     """Swaps tokens of a batch for words that no clean text has, drawn anew for each."""
 
@@ -483,19 +467,18 @@ class Broadcast:
         model: its rows are moved.
         answer: of the same training; it knows what the step's batch was and said.
         usage: of the rows by the clean texts.
-        settings: lambda, `rare`, and the floor of p(y|x).
+        settings: lambda, and the floor of p(y|x).
         steps: of the whole training.
-
-    Attributes:
-        rare: the rows that are pulled into the crowd, `[V]` bool.
+        pulled: the rows that are pulled into the crowd, `[V]` bool.
     """
 
-    def __init__(self, model: Any, answer: PromptAnswer, usage: Usage, settings: Settings, steps: int) -> None:
+    def __init__(
+        self, model: Any, answer: PromptAnswer, usage: Usage, settings: Settings, steps: int, pulled: Tensor
+    ) -> None:
         weight = word_embeddings(model).weight
         self.answer, self.settings, self.steps = answer, settings, steps
         self.name = next(name for name, parameter in model.named_parameters() if parameter is weight)
-        self.share, self.unseen = usage.share.to(weight), usage.unseen
-        self.rare = usage.rare(settings.rare)
+        self.share, self.unseen, self.pulled = usage.share.to(weight), usage.unseen, pulled
 
     def add_pull(self, gradients: Mapping[str, Gradients], step: int) -> Gradients:
         """Equation 3: dL/dE + lambda Q; the other gradients as they are."""
@@ -515,9 +498,9 @@ class Broadcast:
         return ratio.T @ (summed / attended.sum(dim=1, keepdim=True))
 
     def merge(self, model: nn.Module, step: int) -> None:
-        """Pull every rare row that is not in the batch towards the crowd."""
+        """Pull every row that is to be pulled, and is not in the batch, towards the crowd."""
         weight = word_embeddings(model).weight
-        pulled = self.rare.to(weight.device, copy=True)
+        pulled = self.pulled.to(weight.device, copy=True)
         pulled[self.answer.batch["input_ids"].flatten()] = False
         share = 2 * (self.steps - step) / (self.steps * (self.steps + 1))  # s_t
         weight.lerp_(self._crowd(weight), -math.expm1(-self.settings.pull * share) * pulled[:, None].to(weight))
