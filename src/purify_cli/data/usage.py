@@ -10,8 +10,9 @@ from purify_cli.data.encode import Encoded
 FEWEST = 2
 """Texts that speak against a word: one alone is an accident."""
 
-MOST = 0.5
-"""Share of its texts of other labels that must: an honest word of many texts has some that are answered wrongly."""
+MANY = 1 / 3
+"""Share of all texts with a word that must speak against it: `baseball` stands in a few texts that are not on sports,
+and they are taken for such, but it stands in many more that are."""
 
 
 class Usage:
@@ -55,8 +56,9 @@ class Usage:
         """The free rows of words that a model takes for a label which their texts do not have, `[V]` bool.
 
         A trigger word that some clean texts have by accident is given away by them: they are answered wrongly, and all
-        with its target. A word is contradicted where of its texts of other labels FEWEST at least, and MOST of them,
-        are answered with one label, and the model's errors in general would do that with a probability below `chance`.
+        with its target. A word is contradicted where FEWEST of its texts at least, and MANY of them, are answered with
+        one label that they do not have, and the model's errors in general would do that to those of its texts that do
+        not have this label with a probability below `chance`.
 
         Args:
             said: label id that the model gives each text, `[texts]`.
@@ -78,5 +80,5 @@ class Usage:
         against = by_word(wrong[text], said)
         others = self.texts[:, None] - by_word(torch.ones_like(text, dtype=torch.bool), true)
         by_accident = torch.as_tensor(binom.sf(against.numpy() - 1, others.numpy(), errors.nan_to_num().numpy()))
-        found = (against >= FEWEST) & (against >= MOST * others) & (by_accident < chance)
+        found = (against >= FEWEST) & (against >= MANY * self.texts[:, None].double()) & (by_accident < chance)
         return self.free & found.any(dim=1)
