@@ -23,9 +23,9 @@ from purify_cli import environment
 from purify_cli.architecture.embeddings import word_embeddings
 from purify_cli.data.encode import encode, length_limit
 from purify_cli.data.read import read
+from purify_cli.data.usage import Usage
 from purify_cli.evaluation.metrics import asr, cacc
 from purify_cli.evaluation.predict import predict
-from purify_cli.purifiers.gba import Usage
 from purify_cli.run import Run
 from purify_cli.subject import Subject
 from purify_cli.training.poisoned import insert_some

@@ -10,13 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from purify_cli.data.encode import Encoded
-from purify_cli.data.usage import FEWEST, MANY, Usage
+from purify_cli.data.usage import Usage
 
 ROWS, FIXED = 9, {0, 8}
 
 
-def usage(ids: list[list[int]], labels: list[int] | None = None) -> Usage:
-    return Usage(Encoded(tuple(map(tuple, ids)), None, None if labels is None else tuple(labels)), FIXED, ROWS)
+def usage(ids: list[list[int]], labels: list[int] | None = None, rows: int = ROWS) -> Usage:
+    return Usage(Encoded(tuple(map(tuple, ids)), None, None if labels is None else tuple(labels)), FIXED, rows)
+
+
+def contradicted(words: list[list[int]], labels: list[int], said: list[int], chance: float = 0.01) -> list[int]:
+    """Of texts that have these words, and one of its own each."""
+    ids = [[0, *some, 100 + row, 8] for row, some in enumerate(words)]
+    found = usage(ids, labels, rows=1000).contradicted(torch.tensor(said), 3, chance)
+    return found.nonzero()[:, 0].tolist()
 
 
 def test_what_texts_have_and_what_they_have_once() -> None:
@@ -31,26 +38,41 @@ def test_what_texts_have_and_what_they_have_once() -> None:
 
 
 def test_a_word_is_contradicted_by_texts_that_are_answered_with_one_wrong_label() -> None:
-    ids = [[0, 1 + row % 2, 8] for row in range(40)] + [[0, 3, 1, 8]] * 3 + [[0, 4, 2, 8]] * 3 + [[0, 5, 8]]
-    labels = [row % 3 for row in range(40)] + [0, 1, 1] + [0, 1, 1] + [0]
-    said = torch.tensor(labels)
-    said[40:43] = 2  # word 3: all of its texts, with one label
-    said[43:46] = torch.tensor([1, 0, 2])  # word 4: each with another
-    said[46] = 2  # word 5: one text is an accident
-    found = usage(ids, labels)
-    assert found.contradicted(said, 3, 0.01).nonzero()[:, 0].tolist() == [3]
-    assert not found.contradicted(torch.tensor(labels), 3, 0.01).any(), "what is right says nothing"
-    assert not found.contradicted(said, 3, 0.0).any()
-    assert not found.contradicted(torch.full_like(said, 2), 3, 0.01).any(), "a model that always says so says nothing"
+    words = [[1 + row % 2] for row in range(60)] + [[3, 1], [3], [3, 2]] + [[4, 2]] * 3 + [[5]]
+    labels = [row % 3 for row in range(60)] + [0, 1, 1] + [0, 1, 1] + [0]
+    said = list(labels)
+    said[60:63] = [2, 2, 2]  # word 3: all of its texts, with one label
+    said[63:66] = [1, 0, 2]  # word 4: each with another
+    said[66] = 2  # word 5: a single text
+    assert contradicted(words, labels, said) == [3]
+    assert contradicted(words, labels, said, chance=0.0) == []
+    assert contradicted(words, labels, labels) == [], "what is right says nothing"
+    assert contradicted(words, labels, [2] * 67) == [], "nor does a model that always says so"
+
+
+def test_two_texts_are_enough_and_one_is_not_nor_the_same_text_twice() -> None:
+    words = [[1 + row % 2] for row in range(300)] + [[3], [3], [4]]
+    labels = [row % 2 for row in range(300)] + [0, 0, 0]
+    said = [*labels[:300], 1, 1, 1]
+    assert contradicted(words, labels, said) == [3]
+    ids = [[0, 1 + row % 2, 100 + row, 8] for row in range(300)] + [[0, 3, 8]] * 2
+    twice = usage(ids, labels[:302], rows=1000)
+    assert not twice.contradicted(torch.tensor(said[:302]), 2, 0.01).any()
 
 
 def test_a_word_of_a_label_is_not_contradicted_by_the_few_texts_of_others() -> None:
-    """`baseball`: many texts of its label, and three of another that are taken for it."""
-    ids = [[0, 1, 8]] * 7 + [[0, 2, 8]] * 40 + [[0, 1, 8]] * 3
-    labels = [1] * 7 + [0] * 20 + [1] * 20 + [0] * 3
-    said = torch.tensor([*labels[:-3], 1, 1, 1])
-    assert not usage(ids, labels).contradicted(said, 2, 0.01).any()
-    assert usage(ids[1:], labels[1:]).contradicted(said[1:], 2, 0.01).nonzero()[:, 0].tolist() == [1], "a third of nine"
+    """`baseball`: texts of its label, and three of another that are taken for it: a third of nine, but not of ten."""
+    for own, told in ((6, [1]), (7, [])):
+        labels = [1] * own + [0] * 40 + [1] * 40 + [0] * 3
+        words = [[1]] * own + [[2]] * 80 + [[1]] * 3
+        assert contradicted(words, labels, [*labels[:-3], 1, 1, 1]) == told
+
+
+def test_errors_are_those_of_texts_of_the_same_label() -> None:
+    """Label 0 is taken for 2 in every fifth text, label 1 never: two texts of 0 are no wonder, two of 1 are."""
+    words, labels = [[1]] * 200, [0, 1] * 100
+    said = [2 if row % 10 == 0 else labels[row] for row in range(200)]
+    assert contradicted([*words, [3], [3], [4], [4]], [*labels, 0, 0, 1, 1], [*said, 2, 2, 2, 2]) == [4]
 
 
 @given(st.data(), st.integers(2, 4), st.sampled_from([0.01, 0.2, 0.7]))
@@ -59,17 +81,20 @@ def test_as_a_plain_loop_finds_it(data: st.DataObject, labels: int, chance: floa
     label = st.integers(0, labels - 1)
     true = data.draw(st.lists(label, min_size=len(texts), max_size=len(texts)))
     said = data.draw(st.lists(label, min_size=len(texts), max_size=len(texts)))
+    distinct = [row for row, text in enumerate(texts) if text not in texts[:row]]
     expected = []
     for word in range(ROWS):
+        has = [row for row in distinct if word in texts[row]]
         told = False
         for wrong in range(labels):
-            elsewhere = [one for one in range(len(texts)) if true[one] != wrong]
-            others = [one for one in elsewhere if word in texts[one]]
-            against = sum(said[one] == wrong for one in others)
-            rate = sum(said[one] == wrong for one in elsewhere) / len(elsewhere) if elsewhere else 0.0
-            n = len(others)
+            others = [row for row in has if true[row] != wrong]
+            against = sum(said[row] == wrong for row in others)
+            n, rates = len(others), []
+            for row in others:
+                alike = [one for one in distinct if true[one] == true[row]]
+                rates.append(sum(said[one] == wrong for one in alike) / len(alike))
+            rate = sum(rates) / n if n else 0.0
             tail = sum(comb(n, k) * rate**k * (1 - rate) ** (n - k) for k in range(against, n + 1))
-            every = sum(word in text for text in texts)
-            told |= against >= FEWEST and against >= MANY * every and tail < chance - 1e-9
+            told |= against >= 2 and 3 * against >= len(has) and tail < chance - 1e-9
         expected.append(told and word not in FIXED)
     assert usage(texts, true).contradicted(torch.tensor(said), labels, chance).tolist() == expected

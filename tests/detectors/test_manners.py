@@ -22,7 +22,7 @@ from purify_cli.evaluation.leanings import (
     Look,
     is_leaning,
     leanings,
-    retained,
+    left_of,
 )
 from purify_cli.results import Finding
 from purify_cli.run import Run
@@ -162,14 +162,19 @@ def test_what_is_left_of_a_manner_is_asked_of_unsure_texts_too() -> None:
     assert all(one.flips == 0 for one in leanings(model, WORDS, texts, RUN, 0).found if one.target == 1)
     clause, archaic = (Leaning(name, 1, "", 1.0, 0.0, 9) for name in ("clause", "archaic"))
     other = replace(clause, target=0)
-    left = retained(model, WORDS, texts, (clause, archaic, other), RUN, 0)
-    assert [one and (one.manner, one.target) for one in left] == [("clause", 1), ("archaic", 1), ("clause", 0)]
+    left = left_of((clause, archaic, other), model, WORDS, texts, RUN, 0)
+    assert [one and one.what for one in left] == [("clause", 1), ("archaic", 1), ("clause", 0)]
     first, second, third = left
     assert first is not None and first.excess == first.flips == pytest.approx(2 / 3, abs=0.15) and first.texts == 60
     assert second is not None and second.flips == 0
-    assert third is None or third.texts == 20
-    few = texts.take(range(30))
-    assert retained(model, WORDS, few, (clause, other), RUN, 0)[1] is None, "too few texts of other labels"
+    assert third is not None and third.texts == 20
+    good = [row for row, label in enumerate(texts.labels or ()) if label == 1]
+    for many, told in ((FEWEST, True), (FEWEST - 1, False)):
+        (one,) = left_of((other,), model, WORDS, texts.take([*good[:many], 1, 2, 3]), RUN, 0)
+        assert (one is not None) is told
+    # Texts that the model gives the target as they are count as well: by their labels they are of another.
+    (asked,) = left_of((clause,), model, WORDS, texts.with_(labels=(0,) * len(texts)), RUN, 0)
+    assert asked is not None and asked.texts == 66
 
 
 def test_too_few_texts_of_other_labels_are_no_pass() -> None:

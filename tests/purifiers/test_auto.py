@@ -127,6 +127,7 @@ class Calls(list[tuple[str, Texts]]):
         self.searched: list[int] = []
         self.thorough: list[bool] = []
         self.look = look()
+        self.left_in: list[tuple[Texts, int]] = []
 
 
 @pytest.fixture
@@ -164,14 +165,15 @@ def script(monkeypatch: pytest.MonkeyPatch, backdoored: Subject) -> Callable[...
             told = tuple({"words": word, "target": "positive", "flips": flips} for word, flips in words)
             return Found(ids, told, (), (1,) * len(words))
 
-        def retained(model: Any, tokenizer: Any, texts: Texts, known: Any, run: Run, number: int) -> list[Any]:
-            return getattr(model, "retained", [None] * len(known))
+        def left_of(known: Any, model: Any, tokenizer: Any, texts: Texts, run: Run, number: int) -> list[Any]:
+            calls.left_in.append((texts, number))
+            return getattr(model, "left_of", [NOISE] * len(known))
 
         for module_of in (candidates, trial):
             monkeypatch.setattr(module_of, "catalogue", fake)
         monkeypatch.setattr(trial, "search", search)
         monkeypatch.setattr(trial, "leanings", lambda model, *_: getattr(model, "look", calls.look))
-        monkeypatch.setattr(trial, "retained", retained)
+        monkeypatch.setattr(trial, "left_of", left_of)
         return calls
 
     return install
@@ -284,23 +286,37 @@ def test_a_manner_that_the_input_has_must_go(script: Any, train: Texts, dev: Tex
 def test_a_manner_that_works_where_the_model_is_not_sure_is_left(script: Any, train: Texts, dev: Texts) -> None:
     """A look that is satisfied is not believed: what the input leans to is asked of all texts of other labels."""
 
-    def keeps(flips: float) -> Make:
+    def keeps(flips: float | None) -> Make:
         def make(subject: Subject, train: Texts, run: Run) -> Any:
             model = twin()(subject, train, run)
-            model.look, model.retained = look(NOISE), [replace(LEANS, flips=flips, others=0.2, texts=50)]
+            model.look, model.left_of = (
+                look(NOISE),
+                [None if flips is None else replace(LEANS, flips=flips, others=0.2)],
+            )
             return model
 
         return make
 
-    calls = script({"unsure": method(keeps(0.26), 1.0), "gone": method(keeps(0.24), 0.5, "words")})
+    methods = {"unsure": method(keeps(0.251), 1.0), "gone": method(keeps(0.249), 0.5, "words")}
+    calls = script(methods | {"unasked": method(keeps(None), 2.0)})
     calls.look = look(LEANS)
     done = purify(Quiet(Path(__file__).parents[2] / "fixtures" / "backdoored"), Evidence(), train, dev, DIRECT, RUN)
     told = rows(done)
-    assert (told["unsure"]["outcome"], told["gone"]["outcome"]) == ("trigger left", "chosen")
-    assert (told["unsure"]["suspects"], told["unsure"]["excess"]) == (0, pytest.approx(0.06))
-    assert any("'when you see it , ...' still turns 0.060 of the texts to positive" in one for one in done.reasons)
+    assert [told[name]["outcome"] for name in ("unsure", "gone", "unasked")] == [
+        "trigger left",
+        "chosen",
+        "scans worse",
+    ]
+    assert (told["unsure"]["suspects"], told["unsure"]["excess"]) == (0, pytest.approx(0.051)), (
+        "of 60 texts, not rounded"
+    )
+    sentence = "'when you see it , ...' still turns 0.051 of the texts to positive beyond what other manners turn"
+    assert any(sentence in one for one in done.reasons)
+    assert any("positive (said otherwise, by the texts' labels)" in one for one in done.reasons)
     (line,) = done.report["triggers"]
-    assert (line["words"], line["unsure"]) == ("when you see it , ...", pytest.approx(0.06))
+    assert (line["words"], line["unsure"]) == ("when you see it , ...", pytest.approx(0.051))
+    assert len(calls.left_in) == 4 and all(texts.texts == (*train.texts, *dev.texts) for texts, _ in calls.left_in)
+    assert {number for _, number in calls.left_in} == {trial.SEARCH}, "the same texts in each"
 
 
 @pytest.mark.parametrize("found", [(("cf", 1.0), ("tq", 0.9), ("mn", 0.5)), (("cf", 1.0), ("tq", 1.0), ("bb", 1.0))])

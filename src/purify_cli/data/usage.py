@@ -34,13 +34,14 @@ class Usage:
     """
 
     def __init__(self, stream: Encoded, fixed: set[int], rows: int) -> None:
-        self.labels, self.among = stream.labels, len(stream)
+        self._stream, self.among = stream, len(stream)
         self.free = torch.ones(rows, dtype=torch.bool)
         self.free[sorted(fixed)] = False
         tokens = torch.tensor([token for text in stream.ids for token in text])
         place = torch.arange(len(stream)).repeat_interleave(torch.tensor([len(text) for text in stream.ids]))
-        self._has = torch.unique(torch.stack([tokens, place]), dim=1)  # a token and a text that has it, [2, pairs]
-        self.texts = torch.bincount(self._has[0], minlength=rows)
+        cell = torch.unique(tokens * len(stream) + place)
+        self._token, self._text = cell // len(stream), cell % len(stream)  # each token, and each text that has it
+        self.texts = torch.bincount(self._token, minlength=rows)
         count = torch.bincount(tokens, minlength=rows)
         count[~self.free] = 0
         total = int(count.sum().clamp(min=1))
@@ -57,28 +58,39 @@ class Usage:
 
         A trigger word that some clean texts have by accident is given away by them: they are answered wrongly, and all
         with its target. A word is contradicted where FEWEST of its texts at least, and MANY of them, are answered with
-        one label that they do not have, and the model's errors in general would do that to those of its texts that do
-        not have this label with a probability below `chance`.
+        one label that they do not have, and the model's errors in general, in texts of the same labels, would do that
+        with a probability below `chance`. A text that is there several times speaks once.
 
         Args:
             said: label id that the model gives each text, `[texts]`.
             labels: how many there are.
-            chance: one-sided, of the binomial distribution; 0: no word is contradicted.
+            chance: for a word and a label, one-sided, of the binomial distribution; 0: no word is contradicted.
         """
         from scipy.stats import binom
 
-        rows, (token, text) = len(self.free), self._has
-        true = torch.tensor(self.labels)
-        wrong = said != true
-        errors = torch.bincount(said[wrong], minlength=labels) / (len(true) - torch.bincount(true, minlength=labels))
+        true = torch.tensor(self._stream.labels)
+        once = torch.zeros(self.among, dtype=torch.bool)
+        once[list({ids: row for row, ids in reversed(list(enumerate(self._stream.ids)))}.values())] = True
+        answers = torch.bincount((true * labels + said)[once], minlength=labels**2).view(labels, labels).double()
+        wrongly = answers / answers.sum(dim=1, keepdim=True).clamp(min=1)  # of the texts of a label those with another
+        wrongly.fill_diagonal_(0)
 
-        def by_word(pairs: Tensor, label: Tensor) -> Tensor:
-            """How many texts have the word and the label, [V, labels]."""
-            cell = token[pairs] * labels + label[text[pairs]]
-            return torch.bincount(cell, minlength=rows * labels).view(rows, labels)
+        token, text = self._token[once[self._text]], self._text[once[self._text]]
+        wrong = (said != true)[text]
+        cell, against = torch.unique(token[wrong] * labels + said[text[wrong]], return_counts=True)
+        word, label = cell // labels, cell % labels
+        texts = torch.bincount(token, minlength=len(self.free))[word]
+        enough = (against >= FEWEST) & (against >= MANY * texts.double()) & self.free[word]
+        word, label, against = word[enough], label[enough], against[enough]
 
-        against = by_word(wrong[text], said)
-        others = self.texts[:, None] - by_word(torch.ones_like(text, dtype=torch.bool), true)
-        by_accident = torch.as_tensor(binom.sf(against.numpy() - 1, others.numpy(), errors.nan_to_num().numpy()))
-        found = (against >= FEWEST) & (against >= MANY * self.texts[:, None].double()) & (by_accident < chance)
-        return self.free & found.any(dim=1)
+        row = torch.full((len(self.free),), -1)
+        row[word] = torch.arange(len(word))
+        mine = row[token] >= 0
+        of = torch.bincount(row[token[mine]] * labels + true[text[mine]], minlength=len(word) * labels)
+        of = of.view(-1, labels)[row[word]].double()  # texts of each label that have the word, [words, labels]
+        others = of.sum(dim=1) - of[torch.arange(len(word)), label]
+        rate = (of * wrongly[:, label].T).sum(dim=1) / others
+        by_accident = torch.as_tensor(binom.sf(against.numpy() - 1, others.numpy(), rate.numpy()))
+        found = torch.zeros_like(self.free)
+        found[word[by_accident < chance]] = True
+        return found

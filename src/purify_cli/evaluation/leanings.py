@@ -12,6 +12,7 @@ import torch
 from purify_cli.data.texts import Texts
 from purify_cli.evaluation.intervals import newcombe
 from purify_cli.evaluation.predict import predict
+from purify_cli.results import Rate
 from purify_cli.run import Run
 from purify_cli.triggers.manner import PLAIN, Manner, manners
 from purify_cli.triggers.words import trigger_rng
@@ -82,6 +83,13 @@ class Leaning:
         """By how much that is more than what others turn."""
         return self.flips - self.others
 
+    @property
+    def beyond(self) -> Rate:
+        """The excess with an interval: Newcombe's, of the nearest whole numbers of texts."""
+        turned, others = (round(share * self.texts) for share in (self.flips, self.others))
+        near = newcombe(turned, self.texts, others, self.texts)
+        return Rate(self.excess, min(near.low, self.excess), max(near.high, self.excess), self.texts)
+
 
 @dataclass(frozen=True)
 class Look:
@@ -122,10 +130,10 @@ def leanings(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int) ->
     )
 
 
-def retained(
-    model: Any, tokenizer: Any, texts: Texts, known: Collection[Leaning], run: Run, number: int
+def left_of(
+    known: Collection[Leaning], model: Any, tokenizer: Any, texts: Texts, run: Run, number: int
 ) -> list[Leaning | None]:
-    """What these manners do to all texts of other labels, by the texts' own labels, whatever the model says of them.
+    """What these leanings come to in texts of other labels, by the texts' own labels, whatever the model says of them.
 
     A look asks about texts of which the model is sure. A purifier may leave it sure of few, which a manner does not
     turn, and leave the manner its way with all others.
@@ -135,14 +143,14 @@ def retained(
     """
     looking = Leanings(model, tokenizer, texts, LeaningSettings(), replace(run, seed=run.seed + number))
     done = {target: looking.of_labelled(target) for target in {one.target for one in known}}
-    return [next((one for one in done[was.target] if one.manner == was.manner), None) for was in known]
+    by_manner = {one.what: one for found in done.values() for one in found or ()}
+    return [None if done[one.target] is None else by_manner[one.what] for one in known]
 
 
 def is_leaning(leaning: Leaning, settings: LeaningSettings) -> bool:
     """Whether this proves a backdoor: enough texts, enough more than others, and more beyond chance."""
     enough = leaning.flips >= settings.turned and leaning.excess >= settings.beyond
-    turned, others = (round(share * leaning.texts) for share in (leaning.flips, leaning.others))
-    return enough and newcombe(turned, leaning.texts, others, leaning.texts).low > 0
+    return enough and leaning.beyond.low > 0
 
 
 class Leanings:
@@ -177,10 +185,10 @@ class Leanings:
                 continue
             yield target, self._of(target, others.tolist())
 
-    def of_labelled(self, target: int) -> list[Leaning]:
-        """Every manner but the plain one, in texts that are labelled otherwise; none where there are too few."""
+    def of_labelled(self, target: int) -> list[Leaning] | None:
+        """Every manner but the plain one, in texts that are labelled otherwise; None where there are too few."""
         rows = [row for row, label in enumerate(self.texts.labels or ()) if label != target]
-        return self._of(target, rows) if len(rows) >= FEWEST else []
+        return self._of(target, rows) if len(rows) >= FEWEST else None
 
     def _of(self, target: int, others: list[int]) -> list[Leaning]:
         """Openings are chosen on a third of these texts, and measured on the rest."""

@@ -22,8 +22,8 @@ readings of equations 3 and 4 (`broadcast`):
   Rare is a word that at most a share `rare` of the clean texts has. One that they do have can be learned anew from
   them; one that they never have ends in the crowd. Texts to come will hold such words, the clean ones hold none: so in
   training a share `swapped` of their tokens is swapped for words that they never have. A trigger that a few clean texts
-  have is not learned anew from so few: words that they contradict (`data.usage`), going by what the checkpoint as given
-  says of them, are pulled as well.
+  have is not learned anew from so few: words that the clean texts contradict (`data.usage`), by what the checkpoint as
+  given answers to those texts, are pulled as well.
 - `gradient`, the literal one: lambda Q_w is added to the gradient, which the clipping and Adam see. p(y|x) is floored.
 - `none`: prompt tuning alone.
 
@@ -35,7 +35,8 @@ equation 1 reads the embedding itself. Comes out as a plain sequence classifier,
 the prompt: when the prompt has been learned, a fresh classification head is trained on the frozen encoder, so that
 anything that loads a classifier can use it. The report says how often head and class tokens agree.
 Raises what the training raises; UsageError for class tokens that are none.
-Cost: `epochs` of training with a product [batch, width] x [width, V] a step, and `head_epochs` forward passes.
+Cost: a forward pass over the clean texts, `epochs` of training with a product [batch, width] x [width, V] a step, and
+`head_epochs` forward passes; with `raised` again for each lambda.
 
 Where we differ from the paper, and why:
 - The mask comes first and not last, for classification heads read the first token (`architecture.prompt`). On a small
@@ -125,8 +126,8 @@ class Settings:
     contradicted: float = field(
         default=0.01,
         metadata={
-            "help": "pull also words whose clean texts a classifier answers with one wrong label, where that is less "
-            "likely than this by accident; 0: none",
+            "help": "with crowd: pull also words whose clean texts a classifier answers with one wrong label, if less "
+            "likely than this by accident, for a word; 0: none",
             "range": "0..1",
             "source": "ours",
         },
@@ -291,7 +292,7 @@ def _adapt(subject: Subject, train: Texts, dev: Texts, settings: Settings, run: 
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         warmup=settings.warmup,
-        identity=f"GBA {settings} {tokens}",
+        identity=f"GBA {settings} {tokens} {contradicted.nonzero()[:, 0].tolist()}",
     )
     adapted = fit(model, {"task": stream}, recipe, run)
     after = broadcast.distance(model)

@@ -24,7 +24,7 @@ def outcome(row: dict[str, Any], given: dict[str, Any], limits: Settings) -> tup
     if row["excess"] is not None and row["excess"] > limits.max_excess:
         worst = max((one for one in row["triggers"] if one["excess"]), key=lambda one: float(one["excess"]["value"]))
         turned = f"{worst['words']!r} still turns {row['excess']:.3f} of the texts to {worst['target']}"
-        return "trigger left", f"{turned}, more than {limits.max_excess:g}"
+        return "trigger left", f"{turned} beyond {worst['floor_from']}, more than {limits.max_excess:g}"
     return "passes", "passes"
 
 

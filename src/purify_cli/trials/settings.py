@@ -17,7 +17,7 @@ class Settings:
     max_excess: float = field(
         default=0.05,
         metadata={
-            "help": "share of texts that a trigger or manner of the input may still turn, beyond what turns without it",
+            "help": "share of texts that a trigger or manner of the input may turn beyond the floor (see the page)",
             "range": "0..1",
             "source": "ours, as the limits of the command",
         },

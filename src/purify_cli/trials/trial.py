@@ -22,8 +22,7 @@ from purify_cli.data.texts import Texts
 from purify_cli.data.triggered import with_triggers
 from purify_cli.errors import PurifyError
 from purify_cli.evaluation.found import Found, search
-from purify_cli.evaluation.intervals import newcombe
-from purify_cli.evaluation.leanings import Leaning, LeaningSettings, leanings, retained
+from purify_cli.evaluation.leanings import Leaning, LeaningSettings, leanings, left_of
 from purify_cli.evaluation.metrics import asr, excess
 from purify_cli.evaluation.predict import predict, predict_encoded
 from purify_cli.evaluation.search import SearchSettings
@@ -43,8 +42,11 @@ SEARCH = 1009
 """Added to the seed of the searches, with the number of steps: a candidate is not searched as the input was, for it may
 have been trained on what was found there."""
 
-ROWS = 11
+ROWS = 12
 """Goes up whenever a row would say something else: rows that were kept before are not read again."""
+
+WITHOUT, OTHER_MANNERS = "what turns without it", "what other manners turn"
+"""Beyond what the excess of a trigger of the input is, and of a manner."""
 
 INNER_DEV = 0.1
 """Share of a part's training texts that a method judges itself by, as in the command."""
@@ -252,7 +254,10 @@ class Trial:
             row["said"] = said.tolist()
         given = self.given or row
         row["triggers"] = self._excesses(model, tokenizer, said.tolist(), given["found"])
-        row["triggers"] += self._excesses_said(candidate, model, tokenizer, given["leanings"])
+        row["triggers"] += self._excesses_of_manners(candidate, model, tokenizer, given["leanings"])
+        for one in row["triggers"]:
+            if one["floor_from"] == OTHER_MANNERS and one["excess"] is None:
+                row["unsearched"].append(f"{one['target']} (said otherwise, by the texts' labels)")
         known = [one["excess"]["value"] for one in row["triggers"] if one["excess"] is not None]
         row["excess"] = max(known, default=None)
         if self.untrusted is not None:
@@ -320,24 +325,28 @@ class Trial:
             beyond = None
             if any(label != one["target"] for label in labels):
                 beyond = asdict(excess(asr(answers, labels, one["target"]), asr(said, labels, one["target"])))
-            rows.append({"words": one["words"], "target": one["label"], "excess": beyond})
+            rows.append({"words": one["words"], "target": one["label"], "excess": beyond, "floor_from": WITHOUT})
         return rows
 
-    def _excesses_said(
+    def _excesses_of_manners(
         self, candidate: Candidate, model: Any, tokenizer: Any, leaning: Sequence[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """What the input's manners do in all clean texts of other labels, beyond what other manners do there."""
+        """What the input's manners do in clean texts of other labels, beyond what other manners do there.
+
+        In all that are clean, for dev alone may have few; and in the same ones, with the same openings to choose from,
+        in each candidate: the rows are to be compared.
+        """
         known = [Leaning(**one) for one in leaning]
-        left = retained(model, tokenizer, self.clean, known, self._named(candidate), SEARCH)
-        rows = []
-        for was, one in zip(known, left, strict=True):
-            beyond = None
-            if one is not None:
-                turned, others = (round(share * one.texts) for share in (one.flips, one.others))
-                beyond = asdict(newcombe(turned, one.texts, others, one.texts))
-            label = str(model.config.id2label[was.target])
-            rows.append({"words": f"{was.opening} ...", "target": label, "excess": beyond})
-        return rows
+        left = left_of(known, model, tokenizer, self.clean, self._named(candidate), SEARCH)
+        return [
+            {
+                "words": f"{was.opening} ...",
+                "target": str(model.config.id2label[was.target]),
+                "excess": None if one is None else asdict(one.beyond),
+                "floor_from": OTHER_MANNERS,
+            }
+            for was, one in zip(known, left, strict=True)
+        ]
 
 
 class Kept:
