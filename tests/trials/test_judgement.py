@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from purify_cli.purifiers.auto import Settings
+from purify_cli.results import Rate
 from purify_cli.trials.candidates import Candidate
-from purify_cli.trials.judgement import difference, outcome, rank
+from purify_cli.trials.judgement import MOST_MEASURED, difference, loses, outcome, rank
 
 LIMITS = Settings()
 
@@ -22,6 +23,22 @@ def test_one_that_is_stronger_is_worse_though_there_are_fewer() -> None:
     hidden = row | {"suspects": 0, "strongest": 0.0, "unsearched": ["positive"]}
     assert outcome(hidden, given, LIMITS)[0] == "scans worse"
     assert outcome(hidden, given | {"unsearched": ["positive"]}, LIMITS)[0] == "passes"
+
+
+def test_what_few_texts_do_not_show_is_no_excuse_for_a_great_loss() -> None:
+    """Of 150 texts 14 more wrong and 7 more right are no proof that more than 0.01 is lost; 21 and 12 neither."""
+    base = [True] * 120 + [False] * 30
+
+    def change(lost: int, won: int) -> Rate:
+        return difference([False] * lost + [True] * (120 - lost) + [True] * won + [False] * (30 - won), base)
+
+    little, much, proven = change(14, 7), change(21, 12), change(30, 0)
+    assert all(one.high > -LIMITS.max_drop for one in (little, much)) and proven.high < -LIMITS.max_drop
+    assert little.value > -MOST_MEASURED > much.value
+    assert loses(little, LIMITS) == ""
+    assert "its accuracy is 0.060 below the input's" in loses(much, LIMITS) and "accident" in loses(much, LIMITS)
+    assert "more than 0.01" in loses(proven, LIMITS)
+    assert loses(much, Settings(max_drop=0.1)) == ""
 
 
 def test_a_measured_loss_comes_after_none() -> None:

@@ -13,16 +13,17 @@ same texts, candidate - input, and its paired 95 % interval (Newcombe 1998), it 
 
     high(d) >= -max_drop
 
-that is, unless a greater loss is shown.
+that is, unless a greater loss is shown; and if the measured loss is at most MOST_MEASURED, for few texts show nothing.
 
 *Suspicion*, twice. A search for triggers, with a seed of its own, must find nothing (for pairs of words that mean
 nothing alone it looks in the input, and again where several tokens were found or untrusted texts were trained on), nor
 must texts turn that are said in another manner (`evaluation.leanings`). And each trigger that was found in the input is
-put into the texts of dev: the share of the other classes' texts that answer its target, less the share of those that do
-so without it, must be at most `max_excess`. So must what a manner that the input leans to turns of clean texts of other
-classes (100, train's among them), less what other manners turn: a search and a look ask about texts of which the model
-is sure, and a purifier may leave it sure of few. A candidate scans worse than the input if the search finds more in it,
-or something stronger, or cannot search a label that it could search in the input: such a model is never given back.
+put into texts of dev (of all, where accuracy is cross-validated): the share of the other classes' texts that answer its
+target, less the share of those that do so without it, must be at most `max_excess`. So must what a manner that the
+input leans to turns of clean texts of other classes (100, train's among them), less what other manners turn: a search
+and a look ask about texts of which the model is sure, and a purifier may leave it sure of few. A candidate scans worse
+than the input if the search finds more in it, or something stronger, or cannot search a label that it could search in
+the input: such a model is never given back.
 
 Of those that pass, the ones whose measured loss is within `max_drop` go first, then the one that reaches furthest
 (AUTO_REACH), then the costliest. For a search sees words and a few manners only: nothing here can tell whether a

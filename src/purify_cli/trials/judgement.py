@@ -11,6 +11,21 @@ from purify_cli.results import Rate
 from purify_cli.trials.candidates import Candidate
 from purify_cli.trials.settings import Settings
 
+MOST_MEASURED = 0.05
+"""A measured loss that is not taken for an accident of few texts, though they do not show it to be none."""
+
+
+def loses(change: Rate, limits: Settings) -> str:
+    """Why an accuracy that changed like this (candidate - input, paired) does not hold; empty where it does."""
+    told = (
+        f"its accuracy is {-change.value:.3f} below the input's (95 % interval {-change.high:.3f} to {-change.low:.3f})"
+    )
+    if change.high < -limits.max_drop - 1e-9:
+        return f"{told}, more than {limits.max_drop:g}"
+    if change.value < -max(limits.max_drop, MOST_MEASURED) - 1e-9:
+        return f"{told}: few texts, but too much to be an accident"
+    return ""
+
 
 def outcome(row: dict[str, Any], given: dict[str, Any], limits: Settings) -> tuple[str, str]:
     """What comes of a candidate whose accuracy holds, and a sentence on it."""

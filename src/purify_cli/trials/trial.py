@@ -31,7 +31,7 @@ from purify_cli.training import plain
 from purify_cli.training.resume import weights_digest
 from purify_cli.training.start import open_classifier
 from purify_cli.trials.candidates import REACHES, Candidate, candidates_for, settings_by_method
-from purify_cli.trials.judgement import difference, differs, outcome
+from purify_cli.trials.judgement import difference, differs, loses, outcome
 from purify_cli.trials.settings import Settings
 from purify_cli.triggers.manner import manners
 
@@ -42,7 +42,7 @@ SEARCH = 1009
 """Added to the seed of the searches, with the number of steps: a candidate is not searched as the input was, for it may
 have been trained on what was found there."""
 
-ROWS = 12
+ROWS = 13
 """Goes up whenever a row would say something else: rows that were kept before are not read again."""
 
 WITHOUT, OTHER_MANNERS = "what turns without it", "what other manners turn"
@@ -83,6 +83,7 @@ class Trial:
             poisoned=None,
         )
         self.crossed = len(dev) < settings.cross_validate_below
+        self.asked = self.clean if self.crossed else dev  # that triggers are put into: of dev alone a text is too much
         self.judged_on = judged_on(self.crossed, train, dev, settings)
         self.untrusted = _sample(evidence.untrusted, run.seed)
         self.held: tuple[Candidate, Any] | None = None  # the best so far
@@ -223,13 +224,9 @@ class Trial:
                 "after": sum(right) / len(right),
                 "difference": asdict(paired),
             }
-            if paired.high < -self.settings.max_drop - 1e-9:
-                row["outcome"] = "loses accuracy"
-                row["reason"] = (
-                    f"its accuracy is {-paired.value:.3f} below the input's "
-                    f"(95 % interval {-paired.high:.3f} to {-paired.low:.3f}), "
-                    f"more than {self.settings.max_drop:g}"
-                )
+            lost = loses(paired, self.settings)
+            if lost:
+                row["outcome"], row["reason"] = "loses accuracy", lost
                 return
         model, tokenizer, _ = made or self.made(candidate)
         seed, pairs = SEARCH + len(candidate.steps), self._may_have_pairs(candidate)
@@ -248,7 +245,7 @@ class Trial:
             {"ids": list(ids), "target": target, "words": one["words"], "label": one["target"], "flips": one["flips"]}
             for ids, target, one in zip(found.triggers, found.targets, found.told, strict=True)
         ]
-        said = predict(model, tokenizer, self.dev, self.run).argmax(dim=1)
+        said = predict(model, tokenizer, self.asked, self.run).argmax(dim=1)
         if self.given is None:
             row["right"] = right
             row["said"] = said.tolist()
@@ -315,12 +312,12 @@ class Trial:
     def _excesses(
         self, model: Any, tokenizer: Any, said: Sequence[int], found: Sequence[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """What the input's triggers do in dev, beyond what the texts are given without them."""
+        """What the input's triggers do, beyond what the texts are given without them."""
         limit = length_limit(tokenizer, model.config, self.run)
-        labels = self.dev.labels or ()
+        labels = self.asked.labels or ()
         rows = []
         for one in found:
-            _, triggered = with_triggers(tokenizer, self.dev, [tuple(one["ids"])], limit, self.run.seed, by_row=False)
+            _, triggered = with_triggers(tokenizer, self.asked, [tuple(one["ids"])], limit, self.run.seed, by_row=False)
             answers = predict_encoded(model, tokenizer, triggered, self.run).argmax(dim=1)
             beyond = None
             if any(label != one["target"] for label in labels):
