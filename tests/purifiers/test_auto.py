@@ -32,7 +32,7 @@ from purify_cli.subject import Evidence, Subject
 from purify_cli.training import plain
 from purify_cli.training.start import open_classifier
 from purify_cli.trials import candidates, trial
-from purify_cli.trials.candidates import candidates_for
+from purify_cli.trials.candidates import INPUT, candidates_for
 
 DIRECT = Settings(cross_validate_below=0)
 RUN = Run(max_length=64)
@@ -221,6 +221,18 @@ def test_the_one_that_passes_is_chosen(script: Any, backdoored: Subject, train: 
     assert by_trigger["cf"]["(input)"] > 0.9 > 0.05 > by_trigger["cf"]["clean"]
     assert done.report["method_report"] == {"by": "clean"}
     assert json.loads(json.dumps(done.report, allow_nan=False)) == done.report
+
+
+@pytest.mark.parametrize(("below", "every"), [(0, False), (100, True)])
+def test_of_few_texts_all_are_asked_for_a_trigger(
+    below: int, every: bool, script: Any, backdoored: Subject, train: Texts, dev: Texts
+) -> None:
+    """Where dev is too small to judge accuracy by, a single text of it would decide."""
+    script({"clean": method(twin(), 1.0)})
+    row = trial.Trial(backdoored, Evidence(), train, dev, Settings(cross_validate_below=below), RUN).judge(INPUT)
+    labels = (*(dev.labels or ()), *((train.labels or ()) if every else ()))
+    assert [one["excess"]["n"] for one in row["triggers"]] == [sum(label != 1 for label in labels)] * 2
+    assert [one["floor_from"] for one in row["triggers"]] == [trial.WITHOUT] * 2
 
 
 class Quiet(Subject):
