@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -172,8 +173,10 @@ def _rmse(one: torch.Tensor, other: torch.Tensor) -> float:
 def test_a_word_that_its_clean_texts_contradict_is_pulled_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`film` is in three texts of one label, of which the checkpoint says the other."""
     subject = Subject(tiny.save("bert", tmp_path / "x", num_labels=2))
-    lines = ("the movie was good", "a very fine plot", "so bad", "a dull plot") * 8 + ("a fine film",) * 3
-    texts = Texts("clean.csv", lines, (1, 1, 0, 0) * 8 + (1,) * 3)
+    every = [permutations(text.split()) for text in ("the movie was good", "a dull plot so")]
+    good, bad = (tuple(map(" ".join, orders)) for orders in every)
+    lines = (*good, *bad, "a fine film", "film was good", "the film")
+    texts = Texts("clean.csv", lines, (1,) * 24 + (0,) * 24 + (1,) * 3)
     tokenizers: list[Any] = []
 
     def says(model: Any, tokenizer: Any, texts: Texts, run: Run) -> torch.Tensor:
@@ -193,8 +196,11 @@ def test_a_word_that_its_clean_texts_contradict_is_pulled_too(tmp_path: Path, mo
         assert (tokenizers[0] is subject.tokenizer) is bool(told), "asked before the prompt is there"
         moved[chance] = float((word_embeddings(done.model).weight[film].detach() - before).norm())
     assert moved[0.01] > 1.5 * moved[0.0]
-    alone = purify(subject, Evidence(), texts, texts, Settings(**QUICK, broadcast="none"), RUN)
-    assert alone.report["contradicted"] == [], "nothing is pulled"
+    for other in ("none", "gradient"):
+        literal = purify(subject, Evidence(), texts, texts, Settings(**QUICK, broadcast=other), RUN)
+        assert literal.report["contradicted"] == [], "nothing is pulled"
+    with pytest.raises(UsageError, match=r"contradicted: 1\.5 is out of range"):
+        purify(subject, Evidence(), texts, texts, Settings(contradicted=1.5), RUN)
 
 
 @pytest.mark.parametrize("broadcast", ["crowd", "gradient"])
@@ -240,6 +246,7 @@ def test_an_encoder_gets_the_labels_of_the_data(tmp_path: Path) -> None:
         purified = purify(subject, Evidence(), TEXTS, TEXTS, Settings(**QUICK), RUN)
         assert purified.model.config.num_labels == 2
         assert 0 <= purified.report["head_agrees"] <= 1
+        assert purified.report["contradicted"] == [], "it gives no answers that texts could contradict"
 
 
 def test_lambda_is_raised_while_dev_holds(tmp_path: Path) -> None:
