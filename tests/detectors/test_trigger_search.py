@@ -315,14 +315,32 @@ def test_stub_pairs_are_looked_for_where_no_single_word_is_found(monkeypatch: py
 
 @pytest.mark.parametrize("blind", [True, False])
 def test_stub_partners_are_proposed_in_two_places(monkeypatch: pytest.MonkeyPatch, blind: bool) -> None:
-    """Alone and in a text: a pair may leave no gradient in the one or in the other."""
+    """Alone and in texts: a pair may leave no gradient in the one or in the others."""
 
-    def half(sweep: Sweep, vocabulary: Vocabulary, target: int, body: tuple[int, ...], position: int) -> Tensor:
-        found = partners(sweep, vocabulary, target, body, position)
-        return found.roll(1) if (body == ()) == blind else found
+    def half(sweep: Sweep, vocabulary: Vocabulary, target: int, places: list[tuple[tuple[int, ...], int]]) -> Tensor:
+        found = partners(sweep, vocabulary, target, places)
+        return found.roll(1) if (places == [((), 0)]) == blind else found
 
     monkeypatch.setattr("purify_cli.evaluation.search.partners", half)
     assert search(NOTHING_ALONE, pairs=True) != []
+
+
+def test_stub_partners_are_looked_for_over_several_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one text the gradient says nothing, in another it is tiny but true: each has the same say."""
+    looking = TriggerSearch(NOTHING_ALONE, WORDS, SearchSettings(), Run())
+    words = looking.ids.tolist()
+    mb, tq, cf = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq", "cf"))
+    true = looking.sweep.slot_gradient
+
+    def gradient(body: tuple[int, ...], position: int, framed: Tensor, slot: int, label: int) -> Tensor:
+        slopes = true((), 0, framed, slot, label)
+        noise = torch.randn(slopes.shape, generator=torch.Generator().manual_seed(0)) * slopes.norm(dim=1).mean() * 1e-3
+        return noise if body == (cf,) else slopes * 1e-6
+
+    monkeypatch.setattr(looking.sweep, "slot_gradient", gradient)
+    begin = looking.vocabulary.begin.tolist()
+    found = partners(looking.sweep, looking.vocabulary, 1, [((cf,), 0), ((), 0)])
+    assert found[begin.index(mb)] == tq and found[begin.index(tq)] == mb
 
 
 def test_stub_partners_are_among_the_words_that_begin_one() -> None:
@@ -330,7 +348,7 @@ def test_stub_partners_are_among_the_words_that_begin_one() -> None:
     words = looking.ids.tolist()
     mb, tq, cf = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq", "cf"))
     looking.vocabulary.begin = torch.tensor([cf, tq, mb])
-    assert partners(looking.sweep, looking.vocabulary, 1, (), 0)[1:].tolist() == [mb, tq]
+    assert partners(looking.sweep, looking.vocabulary, 1, [((), 0)])[1:].tolist() == [mb, tq]
 
 
 def test_stub_strong_words_do_not_crowd_a_pair_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,7 +389,7 @@ def test_stub_a_partner_is_favoured_and_not_just_strong() -> None:
     )
     words = looking.ids.tolist()
     mb, tq = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq"))
-    assert partners(looking.sweep, looking.vocabulary, 1, (), 0)[mb] == tq
+    assert partners(looking.sweep, looking.vocabulary, 1, [((), 0)])[mb] == tq
 
 
 def test_stub_a_huge_or_broken_row_is_not_everybodys_partner() -> None:
@@ -383,7 +401,7 @@ def test_stub_a_huge_or_broken_row_is_not_everybodys_partner() -> None:
     looking = TriggerSearch(model, WORDS, SearchSettings(), Run())
     words = looking.ids.tolist()
     mb, tq = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq"))
-    assert partners(looking.sweep, looking.vocabulary, 1, (), 0)[mb] == tq
+    assert partners(looking.sweep, looking.vocabulary, 1, [((), 0)])[mb] == tq
 
 
 def test_stub_two_strong_words_are_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -415,6 +415,28 @@ def test_a_method_for_classifiers_is_put_on_top_of_the_best(
     assert list(rows(done)) == ["(input)", "repairs", "half", "plain", "half + repairs"]
 
 
+def test_where_nothing_helps_on_top_of_the_best_the_next_is_built_on(
+    script: Any, backdoored: Subject, train: Texts, dev: Texts
+) -> None:
+    def repairs(subject: Subject, train: Texts, run: Run) -> Any:
+        model = subject.open()
+        known = getattr(model, "found", None)
+        model.found = () if known == (("cf", 0.6),) else (("cf", 0.9), ("mn", 0.9), ("bb", 0.9))
+        return model
+
+    script(
+        {
+            "repairs": method(repairs, 1.0, NEEDS=("classifier", "clean")),
+            "half": method(twin(("cf", 0.5)), 2.0),
+            "some": method(twin(("cf", 0.6)), 3.0),
+        }
+    )
+    done = purify(backdoored, Evidence(clean=train), train, dev, DIRECT, RUN)
+    assert list(rows(done)) == ["(input)", "repairs", "half", "some", "half + repairs", "some + repairs"]
+    assert (done.report["chosen"], done.met) == ("some + repairs", None)
+    assert same(done.model, twin()(backdoored, train, RUN))
+
+
 def test_what_was_found_is_handed_on_and_trained_out_again(
     script: Any, backdoored: Subject, train: Texts, dev: Texts
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from purify_cli.purifiers.auto import Settings
 from purify_cli.results import Rate
 from purify_cli.trials.candidates import Candidate
-from purify_cli.trials.judgement import MOST_MEASURED, difference, loses, outcome, rank
+from purify_cli.trials.judgement import MOST_MEASURED, difference, loses, outcome, rank, to_build_on
 
 LIMITS = Settings()
 
@@ -48,6 +48,23 @@ def test_a_measured_loss_comes_after_none() -> None:
     strong, weak = Candidate(("a",), 9.0, 2), Candidate(("b",), 1.0, 0)
     assert rank(weak, row(0.01), {}, LIMITS) > rank(strong, row(0.02), {}, LIMITS)
     assert rank(weak, row(0.01), {}, LIMITS) < rank(strong, row(0.009), {}, LIMITS)
+
+
+def test_what_costs_no_accuracy_is_built_on_before_what_leaves_less() -> None:
+    def row(left: float, loss: float, outcome: str = "trigger left") -> dict[str, Any]:
+        measured = {"strongest": left, "excess": None, "suspects": 1}
+        return {"outcome": outcome, "accuracy": {"difference": {"value": -loss}}} | measured
+
+    given = row(1.0, 0.0, "input")
+    judged = {
+        Candidate(("lossy",)): row(0.2, 0.03),
+        Candidate(("worse",)): row(0.1, 0.0, "scans worse"),
+        Candidate(("some",)): row(0.6, 0.01),
+        Candidate(("half",)): row(0.5, 0.01),
+        Candidate(("none",)): row(1.0, 0.0),
+    }
+    assert [one.name for one in to_build_on(judged, given, LIMITS)] == ["half", "some", "lossy"]
+    assert to_build_on({Candidate(("worse",)): row(0.1, 0.0, "loses accuracy")}, given, LIMITS) == []
 
 
 def test_the_difference_of_accuracies_is_paired_and_has_its_sign() -> None:

@@ -17,29 +17,23 @@ SLOPES_AT_ONCE, PRODUCTS_AT_ONCE = 1024, 2**25
 """Words whose gradients are taken together, and products of gradients and embeddings that are held at a time."""
 
 
-def partners(sweep: Sweep, vocabulary: Vocabulary, target: int, body: Sequence[int], position: int) -> Tensor:
-    """For each of the tokens that begin a word that one which it favours most behind it, at a place of a text.
+def partners(sweep: Sweep, vocabulary: Vocabulary, target: int, places: Sequence[tuple[Sequence[int], int]]) -> Tensor:
+    """For each of the tokens that begin a word that one which it favours most behind it, over some places of texts.
 
     What a word favours is what it changes in the gradient behind it, beside the mean over all words: honest words
-    favour the same partners as any other.
+    favour the same partners as any other. Each place has the same say: where the model is sure all changes are small.
 
     Args:
         sweep: the classifier.
         vocabulary: of it.
         target: label id whose log-odds are to rise.
-        body: token ids of the text, without special tokens.
-        position: where in it.
+        places: token ids of a text, without special tokens, and where in it; of each place.
 
     Returns:
         [begin] words.
     """
-    begin, filler = vocabulary.begin, vocabulary.filler
-    slopes = []
-    for words in torch.split(vocabulary.ids[begin], SLOPES_AT_ONCE):
-        framed = torch.stack([words, torch.full_like(words, filler)], dim=1)
-        slopes.append(sweep.slot_gradient(body, position, framed, 1, target))
-    slope = torch.cat(slopes).nan_to_num()  # [begin, width]
-    slope -= slope.mean(dim=0)
+    begin = vocabulary.begin
+    slope = torch.stack([_changes(sweep, vocabulary, target, *place) for place in places]).sum(0)  # [begin, width]
     weight = vocabulary.weight[begin]
     norms = weight.norm(dim=1)
     rows = weight * (ROW_NORM * norms.nanmedian() / norms).clamp(max=1)[:, None]
@@ -51,3 +45,15 @@ def partners(sweep: Sweep, vocabulary: Vocabulary, target: int, body: Sequence[i
         favour.scatter_(1, own[:, None].to(device), -torch.inf)
         found.append(favour.argmax(dim=1).cpu())
     return begin[torch.cat(found)]
+
+
+def _changes(sweep: Sweep, vocabulary: Vocabulary, target: int, body: Sequence[int], position: int) -> Tensor:
+    """[begin, width]: what each word changes in the gradient behind it, in units of what words change there."""
+    slopes = []
+    for words in torch.split(vocabulary.ids[vocabulary.begin], SLOPES_AT_ONCE):
+        framed = torch.stack([words, torch.full_like(words, vocabulary.filler)], dim=1)
+        slopes.append(sweep.slot_gradient(body, position, framed, 1, target))
+    slope: Tensor = torch.cat(slopes).nan_to_num()
+    slope -= slope.mean(dim=0)
+    mean_norm = slope.norm(dim=1).mean().clamp(min=torch.finfo(slope.dtype).tiny)
+    return slope.div_(mean_norm)

@@ -59,6 +59,9 @@ PAIR_STEPS = ((1, 400), (4, 60), (12, 10))
 SHORT = 8
 """Tokens of the first of these texts: the whole vocabulary is tried in it."""
 
+PARTNER_SITES, BEGINNING = 4, 4
+"""Short texts in whose first tokens partners are looked for: in longer ones the gradient seldom points to them."""
+
 
 @dataclass(frozen=True)
 class SearchSettings:
@@ -428,13 +431,13 @@ class TriggerSearch:
 
         The gradient at the place behind a word says what every other word would do there. What the word changes in it,
         beside the mean over all words, is its favour: honest words favour the same partners as any other. It is taken
-        where there is nothing else, and in the beginning of a sure text: a strong pair leaves no gradient in the one or
-        the other. The gradient may point to a word beside the true one, so the neighbours of the best pairs are tried.
+        where there is nothing else, and over the beginnings of several sure texts: a strong pair leaves no gradient in
+        one or another. It may point to a word beside the true one, so the neighbours of the best pairs are tried.
         """
         by_length = sorted(sites, key=lambda site: len(site.body))
         by_length[0] = _Site(by_length[0].body[:SHORT], min(by_length[0].position, SHORT))
-        places = [((), 0), (by_length[0].body, by_length[0].position)]
-        favoured = [partners(self.sweep, self.vocabulary, target, *place) for place in places]
+        beginnings = [(site.body[:BEGINNING], min(site.position, BEGINNING)) for site in by_length[:PARTNER_SITES]]
+        favoured = [partners(self.sweep, self.vocabulary, target, places) for places in ([((), 0)], beginnings)]
         words = torch.unique(
             torch.cat([torch.stack([self.vocabulary.begin, one], 1) for one in favoured]), dim=0
         )  # [pairs, 2]

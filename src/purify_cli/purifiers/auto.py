@@ -29,9 +29,10 @@ Of those that pass, the ones whose measured loss is within `max_drop` go first, 
 (AUTO_REACH), then the costliest. For a search sees words and a few manners only: nothing here can tell whether a
 backdoor of another syntax or style is left, so what acts on the whole model is preferred to what acts on what was
 found. `prefer=first` stops at the cheapest that passes. If none passes, methods that work on a classifier are put on
-top of the one that leaves the least suspicion, those that train out what was found also a second and a third time. If
-none passes then, the one that leaves the least is given back, if that is less than the input's; else the input. Either
-way the limits are not met.
+top of one that helps, those that train out what was found also on themselves: on the one that leaves the least
+suspicion of those whose measured loss is within `max_drop`, for a loss stays; then, if none passes yet, on the next
+best. If none passes then, the one that leaves the least is given back, if that is less than the input's; else the
+input. Either way the limits are not met.
 
 An encoder has no classifier to compare with. Its input is what a user would make of it: the encoder fine-tuned on the
 clean texts.
@@ -51,7 +52,7 @@ from purify_cli.errors import UsageError
 from purify_cli.purifiers import Purified
 from purify_cli.run import Run
 from purify_cli.trials.candidates import INPUT, REACHES, Candidate, candidates_for
-from purify_cli.trials.judgement import rank, words
+from purify_cli.trials.judgement import rank, to_build_on, words
 from purify_cli.trials.settings import Settings
 from purify_cli.trials.trial import Trial, judged_on, whole
 
@@ -62,7 +63,7 @@ SUMMARY = "try the purifiers that the evidence allows, judge each by accuracy an
 NEEDS: tuple[str, ...] = ("clean",)
 
 MOST_ON_TOP = 2
-"""How often something is put on top of the best where none passes."""
+"""On how many of those that were judged the others are put, where none passes."""
 
 NOTHING_SEES = (
     "a backdoor of a syntax or style other than those looked for (subordinate clauses, old English) would not be seen"
@@ -107,16 +108,16 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
             break
     if all(row["outcome"] == "failed" for row in judged.values()):
         raise _nothing({candidate.name: row["reason"] for candidate, row in judged.items()} | not_tried)
-    for _ in range(MOST_ON_TOP):
-        if best is INPUT or passed():
+    grounds: list[Candidate] = []
+    while len(grounds) < MOST_ON_TOP and not passed():
+        below = next((one for one in to_build_on(judged, given, settings) if one not in grounds), None)
+        if below is None:
             break
-        below = best
+        grounds.append(below)
         for chain in trial.on_top_of(below):
             consider(chain)
             if passed():
                 break
-        if best == below:
-            break
 
     model, tokenizer, own = trial.made(best)
     met, unchanged = passed(), best is INPUT or judged[best]["weights"] == given["weights"]

@@ -46,12 +46,26 @@ def outcome(row: dict[str, Any], given: dict[str, Any], limits: Settings) -> tup
 def rank(candidate: Candidate, row: dict[str, Any], given: dict[str, Any], limits: Settings) -> tuple[float, ...]:
     """How good a judged candidate is; () for what is worth no more than the input."""
     if row["outcome"] == "passes":
-        within = row["accuracy"]["difference"]["value"] >= -limits.max_drop - 1e-9
-        return (2.0, float(within), float(candidate.reach), candidate.passes)
+        return (2.0, float(_costs_nothing(row, limits)), float(candidate.reach), candidate.passes)
     if row["outcome"] == "trigger left" and suspicion(row) < suspicion(given):
         strongest, suspects = suspicion(row)
         return (1.0, -strongest, -suspects)
     return ()
+
+
+def to_build_on(judged: dict[Candidate, dict[str, Any]], given: dict[str, Any], limits: Settings) -> list[Candidate]:
+    """Those that help and do not pass, the best to put something on top of first.
+
+    What costs no accuracy goes before what leaves less: a loss stays, whatever is put on top of it.
+    """
+    by_rank = {one: rank(one, row, given, limits) for one, row in judged.items() if row["outcome"] == "trigger left"}
+    helps = [one for one in by_rank if by_rank[one]]
+    return sorted(helps, key=lambda one: (_costs_nothing(judged[one], limits), by_rank[one]), reverse=True)
+
+
+def _costs_nothing(row: dict[str, Any], limits: Settings) -> bool:
+    """Whether its measured loss is one that is allowed."""
+    return bool(row["accuracy"]["difference"]["value"] >= -limits.max_drop - 1e-9)
 
 
 def suspicion(row: dict[str, Any]) -> tuple[float, float]:

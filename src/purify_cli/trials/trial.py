@@ -42,7 +42,7 @@ SEARCH = 1009
 """Added to the seed of the searches, with the number of steps: a candidate is not searched as the input was, for it may
 have been trained on what was found there."""
 
-ROWS = 13
+ROWS = 14
 """Goes up whenever a row would say something else: rows that were kept before are not read again."""
 
 WITHOUT, OTHER_MANNERS = "what turns without it", "what other manners turn"
@@ -86,7 +86,7 @@ class Trial:
         self.asked = self.clean if self.crossed else dev  # that triggers are put into: of dev alone a text is too much
         self.judged_on = judged_on(self.crossed, train, dev, settings)
         self.untrusted = _sample(evidence.untrusted, run.seed)
-        self.held: tuple[Candidate, Any] | None = None  # the best so far
+        self.held: tuple[Candidate, Any] | None = None  # the best so far, or what chains are put on
         self.last: tuple[Candidate, Any] | None = None  # the one that was judged last
         self.kept = Kept(None if run.state is None else run.state / f"auto-{self._identity()[:16]}.json")
         self.given: dict[str, Any] | None = None
@@ -129,9 +129,9 @@ class Trial:
         None is applied twice, but those that go by what was found: after it there may be something else to find. What
         starts from a base gains nothing by what was done before.
         """
-        model, tokenizer, _ = self.made(candidate)
-        held = self.subject.holding(model, tokenizer)
-        others = candidates_for(held, self.evidence, self.settings)[0]
+        made = self.made(candidate)
+        self.held, self.last = (candidate, made), None
+        others = candidates_for(self.subject.holding(*made[:2]), self.evidence, self.settings)[0]
         return [
             candidate.then(one)
             for one in others
