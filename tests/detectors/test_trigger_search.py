@@ -313,16 +313,20 @@ def test_stub_pairs_are_looked_for_where_no_single_word_is_found(monkeypatch: py
     assert looked == [0], "what a pair explains is not explained again by what grows from stronger words"
 
 
-@pytest.mark.parametrize("blind", [True, False])
-def test_stub_partners_are_proposed_in_two_places(monkeypatch: pytest.MonkeyPatch, blind: bool) -> None:
-    """Alone and in texts: a pair may leave no gradient in the one or in the others."""
+def test_stub_partners_are_looked_for_alone_and_in_the_beginnings_of_sure_texts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked = []
 
-    def half(sweep: Sweep, vocabulary: Vocabulary, target: int, places: list[tuple[tuple[int, ...], int]]) -> Tensor:
-        found = partners(sweep, vocabulary, target, places)
-        return found.roll(1) if (places == [((), 0)]) == blind else found
+    def noted(sweep: Sweep, vocabulary: Vocabulary, target: int, places: Any, count: int) -> Tensor:
+        looked.extend(places)
+        return partners(sweep, vocabulary, target, places, count)
 
-    monkeypatch.setattr("purify_cli.evaluation.search.partners", half)
+    monkeypatch.setattr("purify_cli.evaluation.search.partners", noted)
     assert search(NOTHING_ALONE, pairs=True) != []
+    assert looked[0] == ((), 0)
+    assert [len(body) for body, _ in looked] == [0, 4, 4, 4] * (len(looked) // 4)
+    assert all(0 <= position <= len(body) for body, position in looked)
 
 
 def test_stub_partners_are_looked_for_over_several_texts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +344,7 @@ def test_stub_partners_are_looked_for_over_several_texts(monkeypatch: pytest.Mon
     monkeypatch.setattr(looking.sweep, "slot_gradient", gradient)
     begin = looking.vocabulary.begin.tolist()
     found = partners(looking.sweep, looking.vocabulary, 1, [((cf,), 0), ((), 0)])
-    assert found[begin.index(mb)] == tq and found[begin.index(tq)] == mb
+    assert found[begin.index(mb), 0] == tq and found[begin.index(tq), 0] == mb
 
 
 def test_stub_partners_are_among_the_words_that_begin_one() -> None:
@@ -348,7 +352,7 @@ def test_stub_partners_are_among_the_words_that_begin_one() -> None:
     words = looking.ids.tolist()
     mb, tq, cf = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq", "cf"))
     looking.vocabulary.begin = torch.tensor([cf, tq, mb])
-    assert partners(looking.sweep, looking.vocabulary, 1, [((), 0)])[1:].tolist() == [mb, tq]
+    assert partners(looking.sweep, looking.vocabulary, 1, [((), 0)])[1:].tolist() == [[mb], [tq]]
 
 
 def test_stub_strong_words_do_not_crowd_a_pair_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +367,7 @@ def test_stub_strong_words_do_not_crowd_a_pair_out(monkeypatch: pytest.MonkeyPat
         found = torch.arange(len(words)).roll(1)
         for word, partner in pairs.items():
             found[words.index(word)] = words.index(partner)
-        return found
+        return found[:, None]
 
     monkeypatch.setattr("purify_cli.evaluation.search.partners", proposed)
     monkeypatch.setattr("purify_cli.evaluation.search.PAIR_STEPS", ((1, 1), (4, 1), (12, 1)))
@@ -392,6 +396,20 @@ def test_stub_a_partner_is_favoured_and_not_just_strong() -> None:
     assert partners(looking.sweep, looking.vocabulary, 1, [((), 0)])[mb] == tq
 
 
+def test_stub_where_all_words_differ_nothing_is_favoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each word changes the gradient along `cf`, by chance, more than `mb` does along `tq`."""
+    looking = TriggerSearch(NOTHING_ALONE, WORDS, SearchSettings(), Run())
+    words = looking.ids.tolist()
+    mb, tq, cf = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq", "cf"))
+    rows, begin = looking.vocabulary.weight, looking.vocabulary.begin
+    chance = torch.randn(len(begin), 1, generator=torch.Generator().manual_seed(0)) * 2
+    chance[begin == mb] = 2.0
+    slopes = chance * rows[cf] + (begin == mb)[:, None] * rows[tq]
+
+    monkeypatch.setattr(looking.sweep, "slot_gradient", lambda *_: slopes)
+    assert partners(looking.sweep, looking.vocabulary, 1, [((), 0)])[begin == mb].item() == tq
+
+
 def test_stub_a_huge_or_broken_row_is_not_everybodys_partner() -> None:
     model = BagOfWords(HONEST, together=("mb", "tq"), bonus=DECIDES)
     with torch.no_grad():
@@ -413,7 +431,7 @@ def test_stub_two_strong_words_are_no_pair(monkeypatch: pytest.MonkeyPatch) -> N
         words = vocabulary.ids.tolist()
         partners = torch.arange(len(words)).roll(1)
         partners[words.index(mb)] = words.index(tq)
-        return partners
+        return partners[:, None]
 
     monkeypatch.setattr("purify_cli.evaluation.search.partners", proposed)
     assert search(model, words=1, pieces=1, pairs=True) == []

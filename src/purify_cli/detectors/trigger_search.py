@@ -22,8 +22,8 @@ Inputs: a classifier; `--clean` texts if given, else the built-in probe sentence
 texts (a task far from the probes), texts are made of the words that it takes for the other classes.
 Raises `Incomplete` when there is a label for which no sure texts can be had, so that nothing was searched for it.
 Cost: one three-token text a word of the vocabulary, one of four tokens a word and label, and about 250,000 tokens a
-label. With `pairs`, where no single word was found, seven more short texts a label for each token that begins a word,
-five of them with a gradient, and twice a product of those tokens' embeddings with as many gradients: quadratic in the
+label. With `pairs`, where no single word was found, six more short texts a label for each token that begins a word,
+four of them with a gradient, and a product of those tokens' embeddings with as many gradients: quadratic in the
 vocabulary. It sees only pairs to which, or near which, those gradients point: two partners a word.
 
 Related: T-Miner (Azizi et al. 2021) and DBS (Shen et al. 2022) invert triggers by optimisation; PICCOLO (Liu et al.

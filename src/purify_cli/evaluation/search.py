@@ -59,8 +59,9 @@ PAIR_STEPS = ((1, 400), (4, 60), (12, 10))
 SHORT = 8
 """Tokens of the first of these texts: the whole vocabulary is tried in it."""
 
-PARTNER_SITES, BEGINNING = 4, 4
-"""Short texts in whose first tokens partners are looked for: in longer ones the gradient seldom points to them."""
+PARTNER_SITES, BEGINNING, PAIRED = 3, 4, 2
+"""Partners that a word is paired with, and short texts in whose first tokens they are looked for: in longer ones the
+gradient seldom points to them."""
 
 
 @dataclass(frozen=True)
@@ -431,16 +432,14 @@ class TriggerSearch:
 
         The gradient at the place behind a word says what every other word would do there. What the word changes in it,
         beside the mean over all words, is its favour: honest words favour the same partners as any other. It is taken
-        where there is nothing else, and over the beginnings of several sure texts: a strong pair leaves no gradient in
-        one or another. It may point to a word beside the true one, so the neighbours of the best pairs are tried.
+        where there is nothing else and in the beginnings of several sure texts, all together: a strong pair leaves no
+        gradient in one or another. It may point beside the true word, so the neighbours of the best pairs are tried.
         """
         by_length = sorted(sites, key=lambda site: len(site.body))
         by_length[0] = _Site(by_length[0].body[:SHORT], min(by_length[0].position, SHORT))
         beginnings = [(site.body[:BEGINNING], min(site.position, BEGINNING)) for site in by_length[:PARTNER_SITES]]
-        favoured = [partners(self.sweep, self.vocabulary, target, places) for places in ([((), 0)], beginnings)]
-        words = torch.unique(
-            torch.cat([torch.stack([self.vocabulary.begin, one], 1) for one in favoured]), dim=0
-        )  # [pairs, 2]
+        favoured = partners(self.sweep, self.vocabulary, target, [((), 0), *beginnings], PAIRED)  # [begin, paired]
+        words = torch.stack([self.vocabulary.begin[:, None].expand_as(favoured), favoured], 2).flatten(0, 1)
         alone = margins(self.alone, target)
         alone = (alone - alone.nanmedian()).nan_to_num().clamp(min=0)  # [words]: two strong words are no pair
 
