@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tiny
 from purify_cli.architecture.scaled import penultimate_linear
 from purify_cli.architecture.table import FAMILIES
+from purify_cli.checkpoint.write import write_checkpoint
 from purify_cli.commands.purify import PurifyRequest
 from purify_cli.commands.purify import purify as command
 from purify_cli.data.encode import collate, encode
@@ -207,6 +210,34 @@ def test_only_what_should_change_changes(places: dict[str, Path]) -> None:
     assert done.report["steps"] == 6
     assert done.report["alignment"]["steps"] == {"aligned": 6, "mixed": 0, "raw": 0}
     assert done.report["factors"] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("name", ["bert", "classifier", "llama"])
+def test_an_adapter_says_what_merged_weights_say_and_peft_loads_it(
+    places: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    """The scaled module lies in the pooler, in the classifier, or in the last layer, where it is LoRA itself."""
+    subject, evidence = Subject(places[name]), Evidence(untrusted=texts(24))
+    merged = purify(subject, evidence, CLEAN, CLEAN, SHORT, RUN)
+    done = purify(subject, evidence, CLEAN, CLEAN, replace(SHORT, output="adapter"), RUN)
+    expected = predict(merged.model, subject.tokenizer, CLEAN, RUN)
+    torch.testing.assert_close(predict(done.model, subject.tokenizer, CLEAN, RUN), expected, atol=1e-5, rtol=1e-5)
+    assert done.report == merged.report
+    write_checkpoint(tmp_path / "out", done.model, subject.tokenizer, source=subject.folder, provenance={})
+    again = Subject(tmp_path / "out")
+    assert again.task == "classifier"
+    torch.testing.assert_close(predict(again.open(), again.tokenizer, CLEAN, RUN), expected, atol=1e-5, rtol=1e-5)
+    base = AutoModelForSequenceClassification.from_pretrained(places[name], num_labels=2)
+    plain = PeftModel.from_pretrained(base, tmp_path / "out").eval()
+    torch.testing.assert_close(predict(plain, subject.tokenizer, CLEAN, RUN), expected, atol=1e-5, rtol=1e-5)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert bool(config["rank_pattern"]) == (name == "llama")
+
+
+def test_where_all_weights_learn_there_is_no_adapter(places: dict[str, Path]) -> None:
+    settings = replace(SHORT, output="adapter", low_rank=False)
+    with pytest.raises(UsageError, match="low_rank=false"):
+        purify(Subject(places["bert"]), Evidence(untrusted=texts(24)), CLEAN, CLEAN, settings, RUN)
 
 
 def test_aligned_training_follows_the_clean_texts(places: dict[str, Path]) -> None:

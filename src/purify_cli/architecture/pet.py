@@ -167,7 +167,7 @@ def _attach_peft(model: Any, name: str, settings: Mapping[str, Any], seed: int) 
 
     base = base_of(model)
     family = family_of(base.config)
-    saved = _output_modules(model)
+    saved = output_modules(model)
     config: Any
     if name == "lora":
         config = LoraConfig(
@@ -206,7 +206,7 @@ def _attach_peft(model: Any, name: str, settings: Mapping[str, Any], seed: int) 
     return wrapped
 
 
-def _output_modules(model: Any) -> list[str]:
+def output_modules(model: Any) -> list[str]:
     """What peft trains and saves whole: the modules that `output_parameters` lie in."""
     base = base_of(model)
     names = set(output_parameters(model))

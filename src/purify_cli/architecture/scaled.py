@@ -1,11 +1,12 @@
 """Low-rank modules on a frozen classifier, one of them with scaled inner values: h = W x + c R ((L x) . S).
 
 The modules are peft's LoRA. Where Wu et al. (ACL 2024, MuScleLoRA, equation 6) scale, a hook multiplies what comes out
-of L by the factors S, so that training sees S; merging folds S into L and leaves plain weights.
+of L by the factors S, so that training sees S; what is written has S folded into L.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from purify_cli.architecture.classifier import output_layer
+from purify_cli.architecture.pet import output_modules
 from purify_cli.architecture.table import base_of, family_of, modules_at
 
 ADAPTER = "default"
@@ -160,13 +162,56 @@ def merge_low_rank(model: Any) -> Any:
     """The plain model with the modules' products added to its weights: W + c R diag(S) L. In place."""
     if not hasattr(model, "merge_and_unload"):
         return model
+    _fold_factors(model)
+    merged = model.merge_and_unload()
+    for parameter in merged.parameters():
+        parameter.requires_grad_(True)
+    return merged.eval()
+
+
+def low_rank_adapter(model: Any) -> Any:
+    """The same as an adapter that peft puts on the base: LoRA as it is, and what lies on top of the layers whole.
+
+    A scaled module in the layers is LoRA too once S is folded into L; one on top of them is merged.
+
+    Args:
+        model: what `attach_low_rank` gave, with LoRA; used up.
+    """
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    _fold_factors(model)
+    config = copy.copy(model.peft_config[ADAPTER])
+    whole = output_modules(model.get_base_model())
+
+    def on_top(name: str) -> bool:
+        return not set(whole).isdisjoint(name.split("."))
+
+    for name, module in model.get_base_model().named_modules():
+        if on_top(name) and hasattr(module, "lora_A"):
+            module.merge()
+    state = {
+        name: value
+        for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+        if not on_top(name)
+    }
+    config.task_type = "SEQ_CLS"
+    config.modules_to_save = whole
+    config.target_modules = {name for name in config.target_modules if not on_top(name)}
+    config.rank_pattern = {name: rank for name, rank in config.rank_pattern.items() if not on_top(name)}
+    config.alpha_pattern = {name: alpha for name, alpha in config.alpha_pattern.items() if not on_top(name)}
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        adapter: Any = get_peft_model(model.unload(), config)
+        whole_state = get_peft_model_state_dict(adapter, save_embedding_layers=False)
+        set_peft_model_state_dict(adapter, whole_state | state)
+    return adapter.eval()
+
+
+def _fold_factors(model: Any) -> None:
+    """Multiply L by S, so that what it gives needs no hook any more. In place."""
     for module in model.modules():
         for key, hook in list(module._forward_hooks.items()):
             if isinstance(hook, _Scales):
                 with torch.no_grad():
                     module.weight.mul_(hook.vector.to(module.weight)[:, None])
                 del module._forward_hooks[key]
-    merged = model.merge_and_unload()
-    for parameter in merged.parameters():
-        parameter.requires_grad_(True)
-    return merged.eval()

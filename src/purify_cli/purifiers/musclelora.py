@@ -35,7 +35,8 @@ Where we differ from paper or released code, and why:
 - *The learning rate* of encoders is 3e-4, for 5 epochs. At the paper's 2e-5 a small encoder learns nothing in 10
   epochs of 3,000 texts, and from 5 epochs to 10 it is the backdoor that is learned.
 - *The last epoch* is taken; the code takes the best on clean dev texts.
-- The result is merged into plain weights. It is not saved as an adapter: `lora` is.
+- *The result* is merged into plain weights, or an adapter that peft loads (`output`): a scaled module in the layers is
+  LoRA too, with S folded into L; one on top of them is in the classifier that peft saves whole.
 """
 
 from __future__ import annotations
@@ -48,7 +49,14 @@ import torch
 from torch import Tensor, nn
 
 from purify_cli.architecture.classifier import classifier_parameters
-from purify_cli.architecture.scaled import Place, Scaled, attach_low_rank, merge_low_rank, penultimate_linear
+from purify_cli.architecture.scaled import (
+    Place,
+    Scaled,
+    attach_low_rank,
+    low_rank_adapter,
+    merge_low_rank,
+    penultimate_linear,
+)
 from purify_cli.architecture.table import Family, base_of
 from purify_cli.data.encode import encode, length_limit
 from purify_cli.data.split import split
@@ -181,6 +189,14 @@ class Settings:
             "source": "ours; MuScleLoRA, released code: true",
         },
     )
+    output: Literal["merged", "adapter"] = field(
+        default="merged",
+        metadata={
+            "help": "plain weights, or a folder that peft puts on the base",
+            "range": "merged|adapter",
+            "source": "ours",
+        },
+    )
     epochs: int = field(
         default=5,
         metadata={
@@ -272,7 +288,14 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
         dev: not used.
         settings: see there.
         run: seed, device, max_length, progress and state.
+
+    Raises:
+        UsageError: an adapter is asked for where more learns than an adapter holds.
     """
+    if settings.output == "adapter" and not settings.low_rank:
+        raise UsageError(
+            "--set output=adapter", "holds LoRA, and with low_rank=false all weights learn", "Leave it out."
+        )
     chosen = numbers(settings, subject.family)
     untrusted = untrusted_texts(evidence, train)
     auxiliary = _auxiliary(subject.labels or train.label_names or (), untrusted, train, settings, run)
@@ -309,7 +332,7 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
     }
     if settings.alignment:
         report["alignment"] = alignment.report()
-    return Purified(merge_low_rank(model), report)
+    return Purified(merge_low_rank(model) if settings.output == "merged" else low_rank_adapter(model), report)
 
 
 def _auxiliary(names: Sequence[str], untrusted: Texts, clean: Texts, settings: Settings, run: Run) -> Texts:
