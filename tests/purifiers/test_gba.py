@@ -196,8 +196,8 @@ def test_a_word_that_its_clean_texts_contradict_is_pulled_too(tmp_path: Path, mo
         assert (tokenizers[0] is subject.tokenizer) is bool(told), "asked before the prompt is there"
         moved[chance] = float((word_embeddings(done.model).weight[film].detach() - before).norm())
     assert moved[0.01] > 1.5 * moved[0.0]
-    for other in ("none", "gradient"):
-        literal = purify(subject, Evidence(), texts, texts, Settings(**QUICK, broadcast=other), RUN)
+    for other in ({"broadcast": "none"}, {"broadcast": "gradient"}, {"pull": 0.0}):
+        literal = purify(subject, Evidence(), texts, texts, Settings(**QUICK, **other), RUN)
         assert literal.report["contradicted"] == [], "nothing is pulled"
     with pytest.raises(UsageError, match=r"contradicted: 1\.5 is out of range"):
         purify(subject, Evidence(), texts, texts, Settings(contradicted=1.5), RUN)

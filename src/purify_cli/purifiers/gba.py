@@ -271,7 +271,8 @@ def _adapt(subject: Subject, train: Texts, dev: Texts, settings: Settings, run: 
         problem = "is an adapter, and the embeddings lie in its base"
         raise UsageError(subject.spec, problem, "Give the base, or an adapter that can be merged.")
     tokens = class_tokens(settings.class_tokens, _label_names(model), subject.tokenizer, train)
-    asked = subject.task == "classifier" and settings.broadcast == "crowd" and settings.contradicted > 0
+    pulls = settings.broadcast == "crowd" and settings.pull > 0
+    asked = subject.task == "classifier" and pulls and settings.contradicted > 0
     answers = predict(model, subject.tokenizer, train, run).argmax(dim=1) if asked else None  # before it is changed
     tokenizer = add_prompt(model, subject.tokenizer, settings.width, run.seed)
     stream = encode(tokenizer, train, length_limit(tokenizer, model.config, run))
