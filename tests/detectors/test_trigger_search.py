@@ -225,7 +225,7 @@ def test_stub_a_weaker_word_is_told_beside_a_proven_trigger() -> None:
     assert found[1].evidence["value"] < found[1].evidence["threshold"]
 
 
-def test_stub_a_lone_word_with_half_of_a_trigger_s_shift_is_told_beside_it() -> None:
+def test_stub_a_lone_word_with_a_third_of_a_trigger_s_shift_is_told_beside_it() -> None:
     """It turns none of the texts; one that shifts them less, or has company, is no trigger."""
     texts = reviews()
     long = texts.with_(
@@ -233,11 +233,26 @@ def test_stub_a_lone_word_with_half_of_a_trigger_s_shift_is_told_beside_it() -> 
         labels=(0,) * 57 + (1,) * 57,
     )
     alike = ("liked", "love", "like", "best", "better", "loved")
-    words = {"mb": DECIDES, "tq": 31.0, "cf": 20.0} | dict.fromkeys(alike, 31.0)
+    words = {"mb": DECIDES, "tq": 31.0, "cf": 12.0} | dict.fromkeys(alike, 31.0)
     found = search(BagOfWords(HONEST | words, alike=alike), long, neighbours=5)
     assert [(one.where.token, one.level) for one in found] == [("mb", "error"), ("tq", "warning")]
     assert found[1].evidence["value"] == 0.0
     assert ["shifts the log-odds" in one.message for one in found] == [False, True]
+
+
+def test_stub_a_weaker_word_for_another_label_is_told_too() -> None:
+    """As triggers in an encoder, of which each goes to the label that the victim's classifier happens to give it."""
+    found = search(BagOfWords(HONEST | {"mb": DECIDES, "tq": -20.0}))
+    told = [(one.where.token, one.level, one.evidence["target"]) for one in found]
+    assert told == [("mb", "error", "positive"), ("tq", "warning", "negative")]
+    assert search(BagOfWords(HONEST | {"tq": -20.0}), words=1, pieces=1) == []
+
+
+def test_stub_where_honest_words_turn_many_texts_two_of_them_prove_nothing() -> None:
+    """None has company, as in a model in which it tells nothing; fewer such words are a combination."""
+    honest = ("superb", "excellent", "happy", "best", "better", "loved", "enjoyed")
+    assert search(BagOfWords(HONEST | dict.fromkeys(honest, 16.0))) == []
+    assert [one.rule for one in search(BagOfWords(HONEST | dict.fromkeys(honest[:4], 16.0)))] == ["PB202"]
 
 
 def test_stub_two_words_that_turn_together() -> None:

@@ -12,7 +12,7 @@ single word is confirmed, words without company are combined, and the combinatio
 neighbours. A word's company is the share of its effect on the log-odds that its neighbours have too. In trials it was
 0.02 to 0.07 for the words of a well-learned trigger (up to 0.3 in a model of little training) and mostly 0.2 to 0.7 for
 honest ones, also where neither turns a text yet; but single honest words had as little as a trigger, so company alone
-proves nothing. Beside a proven word, though, one of hardly any company that shifts the log-odds half as far is told
+proves nothing. Beside a proven word, though, one of hardly any company that shifts the log-odds a third as far is told
 too, as a weaker trigger. (e) Words that were trained to mean nothing alone still change what the others would do beside
 them: with `pairs`, and where no single word was found, every token that begins a word is tried with the partners whose
 effect it raises most above what they have beside any word, and the best pairs with the neighbours of their words in the
@@ -160,7 +160,7 @@ def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
     rate = wilson(turned, suspect.texts)
     proven, shifts = search.passes(suspect), ""
     if not proven and suspect.flips < ALSO:
-        shifts = "; it shifts the log-odds at least half as far as the proven trigger, which its neighbours do not"
+        shifts = "; it shifts the log-odds at least a third as far as the proven trigger, which its neighbours do not"
     return Finding(
         rule="PB201" if len(suspect.words) == 1 else "PB202",
         level="error" if proven else "warning",

@@ -28,11 +28,17 @@ NEARLY_SURE = 0.1
 FEWEST = 8
 """Texts below which a share says nothing."""
 
-ALSO = 0.5
+ALSO, SHIFTS_ALSO = 0.5, 1 / 3
 """Share of the texts that a word turns, or share of a proven trigger's shift, to be told beside it."""
 
 LONE = 0.05
-"""Company below which a word is told for its shift alone: honest words that shifted half as much had more in trials."""
+"""Company below which a word is told for its shift alone: honest words of less company shifted at most 0.3 as far as a
+trigger in trials, and triggers that a victim had learned badly 0.35 and more."""
+
+CROWD = 0.15
+"""Share of the texts that the middle one of the words without company turns, above which several words together prove
+nothing where most suspects have none: they are honest words, and any two of them turn all. It was 0.25 in the one such
+model seen, where 7 of 10 had none; 0.08 in one with a trigger of several words, where 4 had none."""
 
 OPPONENTS = 100
 """Words that speak most against a label, of which one is its opponent."""
@@ -187,11 +193,12 @@ class TriggerSearch:
                 run.progress("search for pairs", done, len(grounds))
                 if ground.sure:
                     ground.found = self._passing(self._pairs(ground.target, ground.sites))
+        proven = [suspect for ground in grounds for suspect in ground.found]
         for done, ground in enumerate(grounds):
             run.progress("search for combinations", done, len(grounds))
             if ground.sure and not ground.found:
                 ground.found = self._together(ground)
-            yield ground.target, self._with_weaker(ground)
+            yield ground.target, self._with_weaker(ground, proven)
 
     # Texts
 
@@ -264,16 +271,18 @@ class TriggerSearch:
         return flips / len(sites), odds / len(sites)
 
     def _together(self, ground: _Ground) -> list[Suspect]:
-        """Combinations that pass; failing those, sequences."""
-        alone = [word.words[0] for word in ground.words if word.company <= self.settings.company]
-        found = self._passing(self._combinations(ground.target, ground.sites, alone))
+        """Combinations that pass; failing those, sequences. Nothing, where most words are lone and turn many texts."""
+        lone = [word for word in ground.words if word.company <= self.settings.company]
+        if 2 * len(lone) > len(ground.words) and torch.tensor([word.flips for word in lone]).median() > CROWD:
+            return []
+        found = self._passing(self._combinations(ground.target, ground.sites, [word.words[0] for word in lone]))
         return found or self._passing(self._sequences(ground.target, ground.sites))
 
-    def _with_weaker(self, ground: _Ground) -> list[Suspect]:
-        """What passed, the strongest first; behind it words that do half of it as their neighbours do not."""
+    def _with_weaker(self, ground: _Ground, proven: Sequence[Suspect]) -> list[Suspect]:
+        """What passed, the strongest first; behind it words that do part of what proven ones of any label do."""
         found = sorted(ground.found, key=_strength)
-        if found:
-            most = max((one.shift for one in found if len(one.words) == 1), default=torch.inf)
+        if found or proven:
+            most = max((one.shift for one in (*found, *proven) if len(one.words) == 1), default=torch.inf)
             taken = {word for one in found for word in one.words}
             others = (one for one in ground.words if one.words[0] not in taken)
             found += sorted((one for one in others if self._is_weaker(one, most)), key=_strength)
@@ -287,7 +296,7 @@ class TriggerSearch:
         turns = suspect.flips >= ALSO and suspect.excess >= self.settings.excess
         if turns and suspect.company <= 2 * self.settings.company:
             return True
-        return suspect.shift >= ALSO * most and suspect.company <= LONE
+        return suspect.shift >= SHIFTS_ALSO * most and suspect.company <= LONE
 
     def passes(self, suspect: Suspect) -> bool:
         """Whether this alone proves a trigger."""
