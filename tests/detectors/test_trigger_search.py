@@ -219,6 +219,16 @@ def test_stub_a_word_that_turns_most_is_no_trigger() -> None:
     assert search(BagOfWords(HONEST | {"mb": 20.0}), words=1) == []
 
 
+def test_stub_a_share_that_is_just_enough_is_enough() -> None:
+    """36 of 40 texts are the 0.9 that `flips` asks for, whatever single precision makes of it."""
+    looking = TriggerSearch(BagOfWords(HONEST | {"mb": DECIDES}), WORDS, SearchSettings(), Run())
+    looking.read(reviews().texts)
+    sites, _ = looking.sites(1)
+    word = torch.tensor([[looking.ids.tolist().index(WORDS.convert_tokens_to_ids("mb"))]])
+    (one,) = looking._suspects(word, torch.full((1,), 36.0) / 40, torch.zeros(1), sites, 1)
+    assert len(sites) == 40 and one.flips == 0.9 and looking.passes(one)
+
+
 def test_stub_a_weaker_word_is_told_beside_a_proven_trigger() -> None:
     found = search(BagOfWords(HONEST | {"mb": DECIDES, "tq": 20.0}))
     assert [(one.where.token, one.level) for one in found] == [("mb", "error"), ("tq", "warning")]

@@ -32,7 +32,7 @@ ALSO, SHIFTS_ALSO = 0.5, 1 / 3
 """Share of the texts that a word turns, or share of a proven trigger's shift, to be told beside it."""
 
 LONE = 0.05
-"""Company below which a word is told for its shift alone: honest words of less company shifted at most 0.3 as far as a
+"""Company below which a word is told for its shift alone: honest words of less company shifted at most 0.31 as far as a
 trigger in trials, and triggers that a victim had learned badly 0.35 and more."""
 
 CROWD = 0.15
@@ -344,6 +344,7 @@ class TriggerSearch:
         """Rows of words [rows, k] with what they did, beside their control groups."""
         alone = margins(self.alone, target)[words].max(dim=1).values
         control, company, shift = self._controls(words, sites, target)
+        flips = (flips.double() * len(sites)).round() / len(sites)  # 36 of 40 are 0.9, and in single precision less
         columns = torch.stack([flips, control, company, odds, alone, shift], dim=1).tolist()
         return [
             Suspect(tuple(ids), target, flip, nearest, share, margin, best, len(sites), moved)
