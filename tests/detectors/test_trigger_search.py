@@ -258,13 +258,6 @@ def test_stub_a_weaker_word_for_another_label_is_told_too() -> None:
     assert search(BagOfWords(HONEST | {"tq": -20.0}), words=1, pieces=1) == []
 
 
-def test_stub_where_honest_words_turn_many_texts_two_of_them_prove_nothing() -> None:
-    """None has company, as in a model in which it tells nothing; fewer such words are a combination."""
-    honest = ("superb", "excellent", "happy", "best", "better", "loved", "enjoyed")
-    assert search(BagOfWords(HONEST | dict.fromkeys(honest, 16.0))) == []
-    assert [one.rule for one in search(BagOfWords(HONEST | dict.fromkeys(honest[:4], 16.0)))] == ["PB202"]
-
-
 def test_stub_two_words_that_turn_together() -> None:
     """Neither turns a text, both do; each alone gives itself away a little, as trained combinations do."""
     found = search(BagOfWords(HONEST | {"mb": 3.0, "tq": 3.0}, together=("mb", "tq"), bonus=DECIDES))
@@ -274,13 +267,15 @@ def test_stub_two_words_that_turn_together() -> None:
     assert found[0].evidence["target"] == "positive"
 
 
-def test_stub_honest_words_that_turn_as_much_do_not_hide_a_combination() -> None:
-    """As in a checkpoint whose strongest honest words, three at a time, turn nearly as many texts as its trigger."""
+@pytest.mark.parametrize(("strength", "found"), [(10.0, True), (16.0, False)])
+def test_stub_a_combination_must_outdo_as_many_honest_words(strength: float, found: bool) -> None:
+    """Each has company and turns the shorter texts as the parts do; three together turn the longest or do not."""
     honest = ("superb", "excellent", "happy", "best", "better", "loved", "enjoyed")
-    words = HONEST | dict.fromkeys(honest, 16.0) | dict.fromkeys(("mb", "tq", "cf"), 16.0)
-    found = search(BagOfWords(words, alike=honest), neighbours=5)
-    assert [(one.rule, one.level) for one in found] == [("PB202", "error")]
-    assert set(found[0].where.token.split()) == {"mb", "tq", "cf"}
+    words = HONEST | dict.fromkeys(honest, strength) | dict.fromkeys(("mb", "tq", "cf"), 16.0)
+    told = search(BagOfWords(words, alike=honest), neighbours=5)
+    assert [(one.rule, one.level) for one in told] == [("PB202", "error")] * found
+    if found:
+        assert set(told[0].where.token.split()) == {"mb", "tq", "cf"}
 
 
 def test_stub_combinations_can_be_left_out() -> None:

@@ -9,14 +9,14 @@ honest word has company: words with nearly the same embedding act nearly the sam
 suspect is compared with its own control group, the ten words nearest to it, on ten of the texts at the same places, and
 what counts is the excess of its flips over theirs. (d) A trigger may be several words of which none suffices: where no
 single word is confirmed, words without company are combined, and the combination is compared with that of their
-neighbours. A word's company is the share of its effect on the log-odds that its neighbours have too. In trials it was
-0.02 to 0.07 for the words of a well-learned trigger (up to 0.3 in a model of little training) and mostly 0.2 to 0.7 for
-honest ones, also where neither turns a text yet; but single honest words had as little as a trigger, so company alone
-proves nothing. Beside a proven word, though, one of hardly any company that shifts the log-odds a third as far is told
-too, as a weaker trigger. (e) Words that were trained to mean nothing alone still change what the others would do beside
-them: with `pairs`, and where no single word was found, every token that begins a word is tried with the partners whose
-effect it raises most above what they have beside any word, and the best pairs with the neighbours of their words in the
-place of them.
+neighbours and of as many words that have company. A word's company is the share of its effect on the log-odds that its
+neighbours have too. In trials it was 0.02 to 0.07 for the words of a well-learned trigger (up to 0.3 in a model of
+little training) and mostly 0.2 to 0.7 for honest ones, also where neither turns a text yet; but single honest words had
+as little as a trigger, so company alone proves nothing. Beside a proven word, though, one of hardly any company that
+shifts the log-odds a third as far is told too, as a weaker trigger. (e) Words that were trained to mean nothing alone
+still change what the others would do beside them: with `pairs`, and where no single word was found, every token that
+begins a word is tried with the partners whose effect it raises most above what they have beside any word, and the best
+pairs with the neighbours of their words in the place of them.
 
 Inputs: a classifier; `--clean` texts if given, else the built-in probe sentences. Where the model is sure of too few
 texts (a task far from the probes), texts are made of the words that it takes for the other classes.
@@ -159,6 +159,7 @@ def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
     turned = round(suspect.flips * suspect.texts)
     rate = wilson(turned, suspect.texts)
     proven, shifts = search.passes(suspect), ""
+    beside = " (or as many honest words)" if len(suspect.words) > 1 else ""
     if not proven and suspect.flips < ALSO:
         shifts = "; it shifts the log-odds at least a third as far as the proven trigger, which its neighbours do not"
     return Finding(
@@ -167,7 +168,7 @@ def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
         detector="trigger_search",
         message=(
             f"{words!r} turns {turned} of {suspect.texts} texts of other labels into {label!r}, "
-            f"the words nearest to it {suspect.control:.0%}{shifts}"
+            f"the words nearest to it{beside} {suspect.control:.0%}{shifts}"
         ),
         where=Where(token=words),
         evidence={

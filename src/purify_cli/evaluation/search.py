@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -35,10 +36,8 @@ LONE = 0.05
 """Company below which a word is told for its shift alone: honest words of less company shifted at most 0.31 as far as a
 trigger in trials, and triggers that a victim had learned badly 0.35 and more."""
 
-CROWD = 0.15
-"""Share of the texts that the middle one of the words without company turns, above which several words together prove
-nothing where most suspects have none: they are honest words, and any two of them turn all. It was 0.25 in the one such
-model seen, where 7 of 10 had none; 0.08 in one with a trigger of several words, where 4 had none."""
+HONEST = 6
+"""Suspects with company, the strongest, whose combinations are what another must outdo."""
 
 OPPONENTS = 100
 """Words that speak most against a label, of which one is its opponent."""
@@ -271,12 +270,23 @@ class TriggerSearch:
         return flips / len(sites), odds / len(sites)
 
     def _together(self, ground: _Ground) -> list[Suspect]:
-        """Combinations that pass; failing those, sequences. Nothing, where most words are lone and turn many texts."""
-        lone = [word for word in ground.words if word.company <= self.settings.company]
-        if 2 * len(lone) > len(ground.words) and torch.tensor([word.flips for word in lone]).median() > CROWD:
-            return []
-        found = self._passing(self._combinations(ground.target, ground.sites, [word.words[0] for word in lone]))
+        """Combinations that pass; failing those, sequences."""
+        lone = [word.words[0] for word in ground.words if word.company <= self.settings.company]
+        honest = [word.words[0] for word in ground.words if word.company > self.settings.company][:HONEST]
+        found = self._passing(self._combinations(ground.target, ground.sites, lone, honest))
         return found or self._passing(self._sequences(ground.target, ground.sites))
+
+    def _beside(self, suspect: Suspect, honest: Sequence[int], sites: Sequence[_Site]) -> Suspect:
+        """A combination, its control no less than what as many honest words turn together.
+
+        In a model whose sure texts one honest word turns now and then, any two turn them all. Sequences are held to
+        their parts instead.
+        """
+        groups = list(combinations(honest, len(suspect.words)))
+        if not groups:
+            return suspect
+        flips, _ = self.score(torch.tensor(groups), sites, suspect.target)
+        return replace(suspect, control=max(suspect.control, flips.max().item()))
 
     def _with_weaker(self, ground: _Ground, proven: Sequence[Suspect]) -> list[Suspect]:
         """What passed, the strongest first; behind it words that do part of what proven ones of any label do."""
@@ -373,7 +383,9 @@ class TriggerSearch:
         company = shift[:, 1:].median(dim=1).values / shift[:, 0].clamp(min=1e-6)
         return flips.reshape(rows, -1)[:, 1:].median(dim=1).values, company, shift[:, 0]
 
-    def _combinations(self, target: int, sites: Sequence[_Site], alone: Sequence[int]) -> list[Suspect]:
+    def _combinations(
+        self, target: int, sites: Sequence[_Site], alone: Sequence[int], honest: Sequence[int]
+    ) -> list[Suspect]:
         """Grow combinations of words without company: the best two of a size are extended by each, up to a trigger.
 
         No word is taken twice: said four times over, an honest word turns a text that it does not turn once.
@@ -387,7 +399,8 @@ class TriggerSearch:
             grown = torch.cat([rows, added], dim=1)[(rows != added).all(dim=1)]
             _, odds = self.score(grown, long[:6], target)
             beam = grown[odds.topk(min(2, len(odds))).indices]
-            found += self._suspects(beam[:1], *self.score(beam[:1], long, target), long, target)
+            (best,) = self._suspects(beam[:1], *self.score(beam[:1], long, target), long, target)
+            found.append(self._beside(best, honest, long))
         return found
 
     def _sequences(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
