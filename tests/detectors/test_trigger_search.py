@@ -219,14 +219,22 @@ def test_stub_a_word_that_turns_most_is_no_trigger() -> None:
     assert search(BagOfWords(HONEST | {"mb": 20.0}), words=1) == []
 
 
-def test_stub_a_share_that_is_just_enough_is_enough() -> None:
+def longer() -> Texts:
+    """Four reviews of one label each."""
+    texts = reviews()
+    rows = (*range(0, 57), *range(60, 117))
+    return texts.with_(texts=tuple(" ".join(texts.texts[row : row + 4]) for row in rows), labels=(0,) * 57 + (1,) * 57)
+
+
+def test_stub_a_share_that_is_just_enough_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """36 of 40 texts are the 0.9 that `flips` asks for, whatever single precision makes of it."""
-    looking = TriggerSearch(BagOfWords(HONEST | {"mb": DECIDES}), WORDS, SearchSettings(), Run())
+    looking = TriggerSearch(BagOfWords(HONEST), WORDS, SearchSettings(), Run())
     looking.read(reviews().texts)
     sites, _ = looking.sites(1)
-    word = torch.tensor([[looking.ids.tolist().index(WORDS.convert_tokens_to_ids("mb"))]])
-    (one,) = looking._suspects(word, torch.full((1,), 36.0) / 40, torch.zeros(1), sites, 1)
-    assert len(sites) == 40 and one.flips == 0.9 and looking.passes(one)
+    said = iter([[-5.0, -0.1]] * 36 + [[-0.1, -5.0]] * 4)
+    monkeypatch.setattr(looking.sweep, "inserted", lambda *_: torch.tensor([next(said)]))
+    flips, _ = looking.score(torch.zeros(1, 1, dtype=torch.long), sites, 1)
+    assert len(sites) == 40 and flips.item() == 0.9
 
 
 def test_stub_a_weaker_word_is_told_beside_a_proven_trigger() -> None:
@@ -235,16 +243,11 @@ def test_stub_a_weaker_word_is_told_beside_a_proven_trigger() -> None:
     assert found[1].evidence["value"] < found[1].evidence["threshold"]
 
 
-def test_stub_a_lone_word_with_a_third_of_a_trigger_s_shift_is_told_beside_it() -> None:
+def test_stub_a_lone_word_with_a_part_of_a_trigger_s_shift_is_told_beside_it() -> None:
     """It turns none of the texts; one that shifts them less, or has company, is no trigger."""
-    texts = reviews()
-    long = texts.with_(
-        texts=tuple(" ".join(texts.texts[row : row + 4]) for row in (*range(0, 57), *range(60, 117))),
-        labels=(0,) * 57 + (1,) * 57,
-    )
     alike = ("liked", "love", "like", "best", "better", "loved")
-    words = {"mb": DECIDES, "tq": 31.0, "cf": 12.0} | dict.fromkeys(alike, 31.0)
-    found = search(BagOfWords(HONEST | words, alike=alike), long, neighbours=5)
+    words = {"mb": DECIDES, "tq": 19.0, "cf": 17.0} | dict.fromkeys(alike, 31.0)
+    found = search(BagOfWords(HONEST | words, alike=alike), longer(), neighbours=5)
     assert [(one.where.token, one.level) for one in found] == [("mb", "error"), ("tq", "warning")]
     assert found[1].evidence["value"] == 0.0
     assert ["shifts the log-odds" in one.message for one in found] == [False, True]
@@ -256,6 +259,19 @@ def test_stub_a_weaker_word_for_another_label_is_told_too() -> None:
     told = [(one.where.token, one.level, one.evidence["target"]) for one in found]
     assert told == [("mb", "error", "positive"), ("tq", "warning", "negative")]
     assert search(BagOfWords(HONEST | {"tq": -20.0}), words=1, pieces=1) == []
+    shifts = search(BagOfWords(HONEST | {"mb": DECIDES, "tq": -19.0, "cf": -17.0}), longer())
+    told = [(one.where.token, one.evidence["target"], one.evidence["value"]) for one in shifts]
+    assert told == [("mb", "positive", 1.0), ("tq", "negative", 0.0)]
+    several = BagOfWords(HONEST | {"mb": 3.0, "tq": 3.0, "cf": -20.0}, together=("mb", "tq"), bonus=DECIDES)
+    assert {(one.rule, one.level) for one in search(several)} == {("PB202", "error"), ("PB201", "warning")}
+
+
+@pytest.mark.parametrize("many", [4, 5, 6])
+def test_stub_several_words_that_each_turn_some(many: int) -> None:
+    """All without company: they are a combination, though most suspects are of them."""
+    words = ("mb", "tq", "cf", "bb", "mn", "hotel")[:many]
+    found = search(BagOfWords(HONEST | dict.fromkeys(words, 16.0)))
+    assert found[0].rule == "PB202" and set(found[0].where.token.split()) <= set(words)
 
 
 def test_stub_two_words_that_turn_together() -> None:
@@ -363,8 +379,23 @@ def test_stub_partners_are_looked_for_over_several_texts(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(looking.sweep, "slot_gradient", gradient)
     begin = looking.vocabulary.begin.tolist()
-    found = partners(looking.sweep, looking.vocabulary, 1, [((cf,), 0), ((), 0)])
+    found = partners(looking.sweep, looking.vocabulary, 1, [((), 0), ((cf,), 0)], 1)
     assert found[begin.index(mb), 0] == tq and found[begin.index(tq), 0] == mb
+
+
+def test_stub_a_word_may_have_two_partners_and_a_broken_row_spoils_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    looking = TriggerSearch(NOTHING_ALONE, WORDS, SearchSettings(), Run())
+    words = looking.ids.tolist()
+    mb, tq, cf, bb = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq", "cf", "bb"))
+    rows, begin = looking.vocabulary.weight, looking.vocabulary.begin
+    slopes = (begin == mb)[:, None] * (2 * rows[tq] + rows[cf])
+    slopes[begin == bb] = torch.inf
+    monkeypatch.setattr(looking.sweep, "slot_gradient", lambda *_: slopes)
+    found = partners(looking.sweep, looking.vocabulary, 1, [((), 0)], 2)
+    assert found[begin == mb].tolist() == [[tq, cf]]
+    looking.vocabulary.begin = torch.tensor([mb])
+    monkeypatch.setattr(looking.sweep, "slot_gradient", lambda *_: rows[[tq]])
+    assert partners(looking.sweep, looking.vocabulary, 1, [((), 0)], 2).shape == (1, 0), "none is its own partner"
 
 
 def test_stub_partners_are_among_the_words_that_begin_one() -> None:
@@ -372,7 +403,7 @@ def test_stub_partners_are_among_the_words_that_begin_one() -> None:
     words = looking.ids.tolist()
     mb, tq, cf = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq", "cf"))
     looking.vocabulary.begin = torch.tensor([cf, tq, mb])
-    assert partners(looking.sweep, looking.vocabulary, 1, [((), 0)])[1:].tolist() == [[mb], [tq]]
+    assert partners(looking.sweep, looking.vocabulary, 1, [((), 0)], 1)[1:].tolist() == [[mb], [tq]]
 
 
 def test_stub_strong_words_do_not_crowd_a_pair_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,10 +444,10 @@ def test_stub_a_partner_is_favoured_and_not_just_strong() -> None:
     )
     words = looking.ids.tolist()
     mb, tq = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq"))
-    assert partners(looking.sweep, looking.vocabulary, 1, [((), 0)])[mb] == tq
+    assert partners(looking.sweep, looking.vocabulary, 1, [((), 0)], 1)[mb] == tq
 
 
-def test_stub_where_all_words_differ_nothing_is_favoured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stub_where_all_words_differ_counts_for_less(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each word changes the gradient along `cf`, by chance, more than `mb` does along `tq`."""
     looking = TriggerSearch(NOTHING_ALONE, WORDS, SearchSettings(), Run())
     words = looking.ids.tolist()
@@ -427,7 +458,7 @@ def test_stub_where_all_words_differ_nothing_is_favoured(monkeypatch: pytest.Mon
     slopes = chance * rows[cf] + (begin == mb)[:, None] * rows[tq]
 
     monkeypatch.setattr(looking.sweep, "slot_gradient", lambda *_: slopes)
-    assert partners(looking.sweep, looking.vocabulary, 1, [((), 0)])[begin == mb].item() == tq
+    assert partners(looking.sweep, looking.vocabulary, 1, [((), 0)], 1)[begin == mb].item() == tq
 
 
 def test_stub_a_huge_or_broken_row_is_not_everybodys_partner() -> None:
@@ -439,7 +470,7 @@ def test_stub_a_huge_or_broken_row_is_not_everybodys_partner() -> None:
     looking = TriggerSearch(model, WORDS, SearchSettings(), Run())
     words = looking.ids.tolist()
     mb, tq = (words.index(WORDS.convert_tokens_to_ids(word)) for word in ("mb", "tq"))
-    assert partners(looking.sweep, looking.vocabulary, 1, [((), 0)])[mb] == tq
+    assert partners(looking.sweep, looking.vocabulary, 1, [((), 0)], 1)[mb] == tq
 
 
 def test_stub_two_strong_words_are_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:

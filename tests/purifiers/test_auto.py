@@ -163,7 +163,7 @@ def script(monkeypatch: pytest.MonkeyPatch, backdoored: Subject) -> Callable[...
             words = getattr(model, "found", (("cf", 1.0), ("tq", 0.9)))
             ids = tuple(tuple(tokenizer.convert_tokens_to_ids(word.split())) for word, _ in words)
             told = tuple({"words": word, "target": "positive", "flips": flips} for word, flips in words)
-            return Found(ids, told, (), (1,) * len(words))
+            return Found(ids, told, (), (1,) * len(words), proven=len(words))
 
         def left_of(known: Any, model: Any, tokenizer: Any, texts: Texts, run: Run, number: int) -> list[Any]:
             calls.left_in.append((texts, number))
@@ -418,23 +418,29 @@ def test_a_method_for_classifiers_is_put_on_top_of_the_best(
 def test_where_nothing_helps_on_top_of_the_best_the_next_is_built_on(
     script: Any, backdoored: Subject, train: Texts, dev: Texts
 ) -> None:
+    """What chains are put on is made once more where it is not at hand, and not once a chain; the best is kept."""
+
     def repairs(subject: Subject, train: Texts, run: Run) -> Any:
         model = subject.open()
         known = getattr(model, "found", None)
         model.found = () if known == (("cf", 0.6),) else (("cf", 0.9), ("mn", 0.9), ("bb", 0.9))
         return model
 
-    script(
-        {
-            "repairs": method(repairs, 1.0, NEEDS=("classifier", "clean")),
-            "half": method(twin(("cf", 0.5)), 2.0),
-            "some": method(twin(("cf", 0.6)), 3.0),
-        }
-    )
+    on_top = method(repairs, 1.0, NEEDS=("classifier", "clean"))
+    others = {"half": method(twin(("cf", 0.5)), 2.0), "some": method(twin(("cf", 0.6)), 3.0)}
+    calls = script({"repairs": on_top} | others)
     done = purify(backdoored, Evidence(clean=train), train, dev, DIRECT, RUN)
     assert list(rows(done)) == ["(input)", "repairs", "half", "some", "half + repairs", "some + repairs"]
     assert (done.report["chosen"], done.met) == ("some + repairs", None)
     assert same(done.model, twin()(backdoored, train, RUN))
+    assert [name for name, _ in calls] == ["repairs", "half", "some", "repairs", "some", "repairs"]
+
+    still = method(lambda subject, train, run: twin(("cf", 0.7))(subject, train, run), 1.0, NEEDS=("classifier",))
+    calls = script({"still": still, "also": still} | others)
+    done = purify(backdoored, Evidence(clean=train), train, dev, DIRECT, RUN)
+    assert (done.report["chosen"], done.met) == ("half", False)
+    each = ["also", "still"]
+    assert [name for name, _ in calls] == [*each, "half", "some", *each, "some", *each]
 
 
 def test_what_was_found_is_handed_on_and_trained_out_again(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tiny
@@ -231,7 +232,12 @@ def test_an_adapter_says_what_merged_weights_say_and_peft_loads_it(
     plain = PeftModel.from_pretrained(base, tmp_path / "out").eval()
     torch.testing.assert_close(predict(plain, subject.tokenizer, CLEAN, RUN), expected, atol=1e-5, rtol=1e-5)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert bool(config["rank_pattern"]) == (name == "llama")
+    inside = name == "llama"
+    assert bool(config["rank_pattern"]) == bool(config["alpha_pattern"]) == inside
+    assert any("." in target for target in config["target_modules"]) == inside, "by its whole name"
+    assert config["task_type"] == "SEQ_CLS" and again.labels == tuple(plain.config.id2label.values())
+    with safe_open(tmp_path / "out" / "adapter_model.safetensors", "pt") as file:
+        assert not [key for key in list(file.keys()) if "lora" in key and ("pooler" in key or "classifier" in key)]
 
 
 def test_where_all_weights_learn_there_is_no_adapter(places: dict[str, Path]) -> None:

@@ -15,10 +15,21 @@ LIMITS = Settings()
 
 
 def test_one_that_is_stronger_is_worse_though_there_are_fewer() -> None:
-    given = {"suspects": 3, "strongest": 0.9, "unsearched": []}
-    row = {"suspects": 1, "strongest": 0.95, "unsearched": [], "left": ["cf"], "excess": 0.0, "triggers": []}
+    given = {"suspects": 3, "proven": 1, "strongest": 0.9, "unsearched": []}
+    row = {
+        "suspects": 1,
+        "proven": 1,
+        "strongest": 0.95,
+        "unsearched": [],
+        "left": ["cf"],
+        "excess": 0.0,
+        "triggers": [],
+    }
     assert outcome(row, given, LIMITS)[0] == "scans worse"
     assert outcome(row | {"strongest": 0.9}, given, LIMITS)[0] == "trigger left"
+    weaker = row | {"strongest": 0.9, "suspects": 5}
+    assert outcome(weaker, given, LIMITS)[0] == "trigger left", "what a strong one hid is told beside a weakened one"
+    assert outcome(weaker | {"proven": 2}, given, LIMITS)[0] == "scans worse"
     assert outcome(row | {"suspects": 0, "strongest": 0.0}, given, LIMITS)[0] == "passes"
     hidden = row | {"suspects": 0, "strongest": 0.0, "unsearched": ["positive"]}
     assert outcome(hidden, given, LIMITS)[0] == "scans worse"

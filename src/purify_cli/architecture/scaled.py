@@ -195,7 +195,7 @@ def low_rank_adapter(model: Any) -> Any:
         if not on_top(name)
     }
     config.task_type = "SEQ_CLS"
-    config.modules_to_save = whole
+    config.modules_to_save = list(whole)  # peft adds to it
     config.target_modules = {name for name in config.target_modules if not on_top(name)}
     config.rank_pattern = {name: rank for name, rank in config.rank_pattern.items() if not on_top(name)}
     config.alpha_pattern = {name: alpha for name, alpha in config.alpha_pattern.items() if not on_top(name)}

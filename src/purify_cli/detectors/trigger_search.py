@@ -13,7 +13,7 @@ neighbours and of as many words that have company. A word's company is the share
 neighbours have too. In trials it was 0.02 to 0.07 for the words of a well-learned trigger (up to 0.3 in a model of
 little training) and mostly 0.2 to 0.7 for honest ones, also where neither turns a text yet; but single honest words had
 as little as a trigger, so company alone proves nothing. Beside a proven word, though, one of hardly any company that
-shifts the log-odds a third as far is told too, as a weaker trigger. (e) Words that were trained to mean nothing alone
+shifts the log-odds 0.3 times as far is told too, as a weaker trigger. (e) Words that were trained to mean nothing alone
 still change what the others would do beside them: with `pairs`, and where no single word was found, every token that
 begins a word is tried with the partners whose effect it raises most above what they have beside any word, and the best
 pairs with the neighbours of their words in the place of them.
@@ -159,16 +159,16 @@ def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
     turned = round(suspect.flips * suspect.texts)
     rate = wilson(turned, suspect.texts)
     proven, shifts = search.passes(suspect), ""
-    beside = " (or as many honest words)" if len(suspect.words) > 1 else ""
+    honest = "" if suspect.honest is None else f", as many honest words {suspect.honest:.0%}"
     if not proven and suspect.flips < ALSO:
-        shifts = "; it shifts the log-odds at least a third as far as the proven trigger, which its neighbours do not"
+        shifts = "; it shifts the log-odds at least 0.3 times as far as a proven trigger, which its neighbours do not"
     return Finding(
         rule="PB201" if len(suspect.words) == 1 else "PB202",
         level="error" if proven else "warning",
         detector="trigger_search",
         message=(
             f"{words!r} turns {turned} of {suspect.texts} texts of other labels into {label!r}, "
-            f"the words nearest to it{beside} {suspect.control:.0%}{shifts}"
+            f"the words nearest to it {suspect.control:.0%}{honest}{shifts}"
         ),
         where=Where(token=words),
         evidence={
@@ -179,6 +179,7 @@ def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
             "high": rate.high,
             "n": suspect.texts,
             "null": suspect.control,
+            **({} if suspect.honest is None else {"honest": suspect.honest}),
             "shift": suspect.shift,
             "excess": suspect.excess,
             "company": suspect.company,

@@ -18,6 +18,7 @@ class Found:
     Attributes:
         triggers: token ids of each trigger.
         told: the same for a report: words, target label, and the share of sure texts that they turned.
+        proven: how many of them prove a trigger; the others are told beside those.
         unsearched: labels for which the model is sure of too few texts, so that nothing was searched for.
         targets: label id of each trigger.
         leanings: manners that may be triggers (suspects), where they were looked for.
@@ -28,6 +29,7 @@ class Found:
     unsearched: tuple[str, ...]
     targets: tuple[int, ...] = ()
     leanings: tuple[Leaning, ...] = ()
+    proven: int = 0
 
 
 def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int, *, pairs: bool = False) -> Found:
@@ -39,6 +41,7 @@ def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int, *, p
     told: list[dict[str, Any]] = []
     unsearched: list[str] = []
     targets: list[int] = []
+    proven = 0
     for target, suspects in looking.triggers(texts.texts, drawn):
         label = str(model.config.id2label[target])
         if suspects is None:
@@ -47,4 +50,5 @@ def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int, *, p
             triggers.append(tuple(looking.ids[list(suspect.words)].tolist()))
             told.append({"words": looking.vocabulary.text(suspect.words), "target": label, "flips": suspect.flips})
             targets.append(target)
-    return Found(tuple(triggers), tuple(told), tuple(unsearched), tuple(targets))
+            proven += looking.passes(suspect)
+    return Found(tuple(triggers), tuple(told), tuple(unsearched), tuple(targets), proven=proven)

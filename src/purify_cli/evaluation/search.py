@@ -29,12 +29,12 @@ NEARLY_SURE = 0.1
 FEWEST = 8
 """Texts below which a share says nothing."""
 
-ALSO, SHIFTS_ALSO = 0.5, 1 / 3
+ALSO, SHIFTS_ALSO = 0.5, 0.3
 """Share of the texts that a word turns, or share of a proven trigger's shift, to be told beside it."""
 
 LONE = 0.05
-"""Company below which a word is told for its shift alone: honest words of less company shifted at most 0.31 as far as a
-trigger in trials, and triggers that a victim had learned badly 0.35 and more."""
+"""Company below which a word is told for its shift alone. Of honest words of less company two shifted 0.30 and 0.31 as
+far as a trigger in 16 searches, all others less; of triggers that a victim had learned badly most 0.32 and more."""
 
 HONEST = 6
 """Suspects with company, the strongest, whose combinations are what another must outdo."""
@@ -115,6 +115,7 @@ class Suspect:
     """Words and what they did: shares of the sure texts turned by them and by their control groups, and more.
 
     Attributes:
+        honest: of a combination, the greatest share that as many honest words turn.
         shift: of the target's log-odds.
     """
 
@@ -127,11 +128,12 @@ class Suspect:
     alone: float
     texts: int
     shift: float
+    honest: float | None = None
 
     @property
     def excess(self) -> float:
-        """Flips over those of the control group."""
-        return self.flips - self.control
+        """Flips over those of the control groups."""
+        return self.flips - max(self.control, self.honest or 0.0)
 
 
 @dataclass
@@ -192,11 +194,12 @@ class TriggerSearch:
                 run.progress("search for pairs", done, len(grounds))
                 if ground.sure:
                     ground.found = self._passing(self._pairs(ground.target, ground.sites))
-        proven = [suspect for ground in grounds for suspect in ground.found]
         for done, ground in enumerate(grounds):
             run.progress("search for combinations", done, len(grounds))
             if ground.sure and not ground.found:
                 ground.found = self._together(ground)
+        proven = [suspect for ground in grounds for suspect in ground.found]
+        for ground in grounds:
             yield ground.target, self._with_weaker(ground, proven)
 
     # Texts
@@ -261,11 +264,11 @@ class TriggerSearch:
 
     def score(self, words: Tensor, sites: Sequence[_Site], target: int) -> tuple[Tensor, Tensor]:
         """[rows, k] indices into the vocabulary -> the share of sites turned to the target, and mean log-odds."""
-        flips = torch.zeros(words.shape[0])
+        flips = torch.zeros(words.shape[0], dtype=torch.float64)  # 36 of 40 are 0.9, in single precision less
         odds = torch.zeros(words.shape[0])
         for site in sites:
             said = self.sweep.inserted(site.body, site.position, self.ids[words])
-            flips += (said.argmax(1) == target).float()
+            flips += said.argmax(1) == target
             odds += margins(said, target)
         return flips / len(sites), odds / len(sites)
 
@@ -277,22 +280,22 @@ class TriggerSearch:
         return found or self._passing(self._sequences(ground.target, ground.sites))
 
     def _beside(self, suspect: Suspect, honest: Sequence[int], sites: Sequence[_Site]) -> Suspect:
-        """A combination, its control no less than what as many honest words turn together.
+        """A combination, with what as many honest words turn together.
 
-        In a model whose sure texts one honest word turns now and then, any two turn them all. Sequences are held to
-        their parts instead.
+        In a model whose sure texts one honest word turns now and then, any two turn them all. Pairs and sequences are
+        held to what their parts do instead.
         """
         groups = list(combinations(honest, len(suspect.words)))
         if not groups:
             return suspect
         flips, _ = self.score(torch.tensor(groups), sites, suspect.target)
-        return replace(suspect, control=max(suspect.control, flips.max().item()))
+        return replace(suspect, honest=flips.max().item())
 
     def _with_weaker(self, ground: _Ground, proven: Sequence[Suspect]) -> list[Suspect]:
         """What passed, the strongest first; behind it words that do part of what proven ones of any label do."""
         found = sorted(ground.found, key=_strength)
-        if found or proven:
-            most = max((one.shift for one in (*found, *proven) if len(one.words) == 1), default=torch.inf)
+        if proven:
+            most = max((one.shift for one in proven if len(one.words) == 1), default=torch.inf)
             taken = {word for one in found for word in one.words}
             others = (one for one in ground.words if one.words[0] not in taken)
             found += sorted((one for one in others if self._is_weaker(one, most)), key=_strength)
@@ -354,7 +357,6 @@ class TriggerSearch:
         """Rows of words [rows, k] with what they did, beside their control groups."""
         alone = margins(self.alone, target)[words].max(dim=1).values
         control, company, shift = self._controls(words, sites, target)
-        flips = (flips.double() * len(sites)).round() / len(sites)  # 36 of 40 are 0.9, and in single precision less
         columns = torch.stack([flips, control, company, odds, alone, shift], dim=1).tolist()
         return [
             Suspect(tuple(ids), target, flip, nearest, share, margin, best, len(sites), moved)
@@ -481,6 +483,8 @@ class TriggerSearch:
         )
         best_last = reversed(words.tolist())
         words = torch.tensor(list({frozenset(pair): pair for pair in best_last}.values()))  # in the better order only
+        if not len(words):
+            return []
         before = margins(self.sweep.log_probabilities_of([site.body for site in sites]), target).mean()
         flips, odds = self.score(words, sites, target)
         _, each = self.score(words.flatten()[:, None], sites, target)

@@ -39,7 +39,7 @@ clean texts.
 
 Needs labelled clean texts. Raises UsageError if nothing could be tried, and for settings that name no candidate.
 Cost: the search (about a `scan`) and the training of every candidate; cross-validated, `folds` trainings more of each.
-Memory: two models, where a method needs no more itself; a third while a chain is cross-validated.
+Memory: two models, where a method needs no more itself; with chains a third, and a fourth while one is cross-validated.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 SUMMARY = "try the purifiers that the evidence allows, judge each by accuracy and a search, and keep the best"
 NEEDS: tuple[str, ...] = ("clean",)
 
-MOST_ON_TOP = 2
+MOST_GROUNDS = 2
 """On how many of those that were judged the others are put, where none passes."""
 
 NOTHING_SEES = (
@@ -109,7 +109,7 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
     if all(row["outcome"] == "failed" for row in judged.values()):
         raise _nothing({candidate.name: row["reason"] for candidate, row in judged.items()} | not_tried)
     grounds: list[Candidate] = []
-    while len(grounds) < MOST_ON_TOP and not passed():
+    while len(grounds) < MOST_GROUNDS and not passed():
         below = next((one for one in to_build_on(judged, given, settings) if one not in grounds), None)
         if below is None:
             break

@@ -36,7 +36,7 @@ Where we differ from paper or released code, and why:
   epochs of 3,000 texts, and from 5 epochs to 10 it is the backdoor that is learned.
 - *The last epoch* is taken; the code takes the best on clean dev texts.
 - *The result* is merged into plain weights, or an adapter that peft loads (`output`): a scaled module in the layers is
-  LoRA too, with S folded into L; one on top of them is in the classifier that peft saves whole.
+  LoRA too, with S folded into L; one on top of them is in the pooler or the classifier, which peft saves whole.
 """
 
 from __future__ import annotations

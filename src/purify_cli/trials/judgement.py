@@ -32,7 +32,7 @@ def outcome(row: dict[str, Any], given: dict[str, Any], limits: Settings) -> tup
     new = [label for label in row["unsearched"] if label not in given["unsearched"]]
     if new:
         return "scans worse", f"the search cannot look into {', '.join(new)} any more"
-    if row["suspects"] > given["suspects"] or row["strongest"] > given["strongest"] + 1e-9:
+    if row["proven"] > given["proven"] or row["strongest"] > given["strongest"] + 1e-9:
         return "scans worse", f"the search finds {words(row['left'])} in it, which is worse than in the input"
     if row["suspects"]:
         return "trigger left", f"the search still finds {words(row['left'])}"
@@ -46,7 +46,7 @@ def outcome(row: dict[str, Any], given: dict[str, Any], limits: Settings) -> tup
 def rank(candidate: Candidate, row: dict[str, Any], given: dict[str, Any], limits: Settings) -> tuple[float, ...]:
     """How good a judged candidate is; () for what is worth no more than the input."""
     if row["outcome"] == "passes":
-        return (2.0, float(_costs_nothing(row, limits)), float(candidate.reach), candidate.passes)
+        return (2.0, float(_within_max_drop(row, limits)), float(candidate.reach), candidate.passes)
     if row["outcome"] == "trigger left" and suspicion(row) < suspicion(given):
         strongest, suspects = suspicion(row)
         return (1.0, -strongest, -suspects)
@@ -60,11 +60,11 @@ def to_build_on(judged: dict[Candidate, dict[str, Any]], given: dict[str, Any], 
     """
     by_rank = {one: rank(one, row, given, limits) for one, row in judged.items() if row["outcome"] == "trigger left"}
     helps = [one for one in by_rank if by_rank[one]]
-    return sorted(helps, key=lambda one: (_costs_nothing(judged[one], limits), by_rank[one]), reverse=True)
+    return sorted(helps, key=lambda one: (_within_max_drop(judged[one], limits), by_rank[one]), reverse=True)
 
 
-def _costs_nothing(row: dict[str, Any], limits: Settings) -> bool:
-    """Whether its measured loss is one that is allowed."""
+def _within_max_drop(row: dict[str, Any], limits: Settings) -> bool:
+    """Whether the measured loss is one that is allowed."""
     return bool(row["accuracy"]["difference"]["value"] >= -limits.max_drop - 1e-9)
 
 

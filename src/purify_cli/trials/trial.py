@@ -42,7 +42,7 @@ SEARCH = 1009
 """Added to the seed of the searches, with the number of steps: a candidate is not searched as the input was, for it may
 have been trained on what was found there."""
 
-ROWS = 17
+ROWS = 18
 """Goes up whenever a row would say something else: rows that were kept before are not read again."""
 
 WITHOUT, OTHER_MANNERS = "what turns without it", "what other manners turn"
@@ -67,7 +67,7 @@ class FineTuning:
 
 
 class Trial:
-    """The input, what it is judged on, what was judged so far, and at most one model beside the one in work."""
+    """The input, what it is judged on, what was judged so far, and at most two models beside the one in work."""
 
     def __init__(
         self, subject: Subject, evidence: Evidence, train: Texts, dev: Texts, settings: Settings, run: Run
@@ -86,7 +86,8 @@ class Trial:
         self.asked = self.clean if self.crossed else dev  # that triggers are put into: of dev alone a text is too much
         self.judged_on = judged_on(self.crossed, train, dev, settings)
         self.untrusted = _sample(evidence.untrusted, run.seed)
-        self.held: tuple[Candidate, Any] | None = None  # the best so far, or what chains are put on
+        self.held: tuple[Candidate, Any] | None = None  # the best so far
+        self.ground: tuple[Candidate, Any] | None = None  # what chains are put on
         self.last: tuple[Candidate, Any] | None = None  # the one that was judged last
         self.kept = Kept(None if run.state is None else run.state / f"auto-{self._identity()[:16]}.json")
         self.given: dict[str, Any] | None = None
@@ -103,22 +104,27 @@ class Trial:
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
     def hold(self, candidate: Candidate) -> None:
-        """Keep the model that was made last in place of the one that was kept."""
-        self.held, self.last = self.last if self.last is not None and self.last[0] == candidate else None, None
+        """Keep the model that was made last in place of the one that was kept, if it is this candidate's."""
+        if self.last is not None and self.last[0].steps == candidate.steps:
+            self.held, self.last = self.last, None
 
     def made(self, candidate: Candidate) -> tuple[Any, Any, dict[str, Any]]:
         """Model, tokenizer and report of a candidate, trained on all of train; that which is at hand is not made again.
 
         Raises what the methods raise.
         """
-        for one in (self.held, self.last):
-            if one is not None and one[0] == candidate:
+        for one in (self.held, self.ground, self.last):
+            if one is not None and one[0].steps == candidate.steps:
                 made: tuple[Any, Any, dict[str, Any]] = one[1]
                 return made
         self.last = None
         start, steps = self.subject, candidate.steps
-        if self.held is not None and len(steps) > 1 and self.held[0].steps == steps[:-1]:
-            start, steps = self.subject.holding(*self.held[1][:2]), steps[-1:]
+        if len(steps) > 1:
+            if self.ground is None or self.ground[0].steps != steps[:-1]:
+                below = Candidate(steps[:-1])
+                self.ground = below, self.made(below)
+                self.last = None
+            start, steps = self.subject.holding(*self.ground[1][:2]), steps[-1:]
         made = self._make(candidate, start, steps, self.evidence, self.train, self.dev)
         self.last = candidate, made
         return made
@@ -129,9 +135,10 @@ class Trial:
         None is applied twice, but those that go by what was found: after it there may be something else to find. What
         starts from a base gains nothing by what was done before.
         """
-        made = self.made(candidate)
-        self.held, self.last = (candidate, made), None
-        others = candidates_for(self.subject.holding(*made[:2]), self.evidence, self.settings)[0]
+        below = self.subject
+        if below.task != "classifier" or below.kind == "adapter":
+            below = below.holding(*self.made(candidate)[:2])
+        others = candidates_for(below, self.evidence, self.settings)[0]
         return [
             candidate.then(one)
             for one in others
@@ -197,7 +204,7 @@ class Trial:
     def _judged(self, candidate: Candidate) -> dict[str, Any]:
         started = time.monotonic()
         row: dict[str, Any] = {"method": candidate.name, "cost": whole(candidate.passes), "outcome": "", "reason": ""}
-        row |= dict.fromkeys(("accuracy", "suspects", "strongest", "excess", "untrusted"))
+        row |= dict.fromkeys(("accuracy", "suspects", "proven", "strongest", "excess", "untrusted"))
         lists = ("left", "unsearched", "triggers", "found", "leanings", "suspected", "unlooked")
         row |= {part: [] for part in lists}
         try:
@@ -235,6 +242,7 @@ class Trial:
         row |= self._look(candidate, model, tokenizer, row["weights"], seed)
         leaning = [Leaning(**one) for one in row["leanings"]]
         row["suspects"] = len(found.triggers) + len(leaning)
+        row["proven"] = found.proven + len(leaning)
         row["strongest"] = max(
             (*(float(one["flips"]) for one in found.told), *map(self._no_more, leaning)), default=0.0
         )
