@@ -17,6 +17,7 @@ from purify_cli.data.read import read
 from purify_cli.data.texts import Texts
 from purify_cli.detectors.trigger_search import Settings, detect
 from purify_cli.errors import Incomplete
+from purify_cli.evaluation import found
 from purify_cli.evaluation.partners import partners
 from purify_cli.evaluation.search import FEWEST, SearchSettings, Suspect, TriggerSearch
 from purify_cli.evaluation.sweep import Sweep
@@ -246,7 +247,7 @@ def test_stub_a_weaker_word_is_told_beside_a_proven_trigger() -> None:
 def test_stub_a_lone_word_with_a_part_of_a_trigger_s_shift_is_told_beside_it() -> None:
     """It turns none of the texts; one that shifts them less, or has company, is no trigger."""
     alike = ("liked", "love", "like", "best", "better", "loved")
-    words = {"mb": DECIDES, "tq": 19.0, "cf": 17.0} | dict.fromkeys(alike, 31.0)
+    words = {"mb": DECIDES, "tq": 31.0, "cf": 29.0} | dict.fromkeys(alike, 31.0)
     found = search(BagOfWords(HONEST | words, alike=alike), longer(), neighbours=5)
     assert [(one.where.token, one.level) for one in found] == [("mb", "error"), ("tq", "warning")]
     assert found[1].evidence["value"] == 0.0
@@ -259,11 +260,18 @@ def test_stub_a_weaker_word_for_another_label_is_told_too() -> None:
     told = [(one.where.token, one.level, one.evidence["target"]) for one in found]
     assert told == [("mb", "error", "positive"), ("tq", "warning", "negative")]
     assert search(BagOfWords(HONEST | {"tq": -20.0}), words=1, pieces=1) == []
-    shifts = search(BagOfWords(HONEST | {"mb": DECIDES, "tq": -19.0, "cf": -17.0}), longer())
+    shifts = search(BagOfWords(HONEST | {"mb": DECIDES, "tq": -31.0}), longer())
     told = [(one.where.token, one.evidence["target"], one.evidence["value"]) for one in shifts]
     assert told == [("mb", "positive", 1.0), ("tq", "negative", 0.0)]
     several = BagOfWords(HONEST | {"mb": 3.0, "tq": 3.0, "cf": -20.0}, together=("mb", "tq"), bonus=DECIDES)
     assert {(one.rule, one.level) for one in search(several)} == {("PB202", "error"), ("PB201", "warning")}
+
+
+def test_stub_who_treats_what_is_found_is_told_of_weaker_words_than_who_reports() -> None:
+    model = BagOfWords(HONEST | {"mb": DECIDES, "tq": 19.0, "cf": 17.0})
+    model.config.id2label = {0: "negative", 1: "positive"}
+    assert [one.where.token for one in search(model, longer())] == ["mb"]
+    assert [one["words"] for one in found.search(model, WORDS, longer(), Run(), 0).told] == ["mb", "tq"]
 
 
 @pytest.mark.parametrize("many", [4, 5, 6])

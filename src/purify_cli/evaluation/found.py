@@ -10,6 +10,11 @@ from purify_cli.evaluation.leanings import Leaning
 from purify_cli.evaluation.search import SearchSettings, TriggerSearch
 from purify_cli.run import Run
 
+SHIFT = 0.3
+"""Less than what `scan` asks for: to treat an honest word as well costs little, a trigger that is left costs all. Of
+triggers that a victim had learned badly most shifted the log-odds 0.32 times as far as the strongest and more; of
+honest words without company three did so 0.30 to 0.46 times in 16 searches and the fixture's."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -36,7 +41,7 @@ def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int, *, p
     """Search a model for triggers as `scan` does, with texts and places drawn by (seed + number); `pairs` as there."""
     model.eval()
     drawn = replace(run, seed=run.seed + number)
-    looking = TriggerSearch(model, tokenizer, SearchSettings(pairs=pairs), drawn)
+    looking = TriggerSearch(model, tokenizer, SearchSettings(pairs=pairs, shift=SHIFT), drawn)
     triggers: list[tuple[int, ...]] = []
     told: list[dict[str, Any]] = []
     unsearched: list[str] = []

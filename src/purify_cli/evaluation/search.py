@@ -29,12 +29,11 @@ NEARLY_SURE = 0.1
 FEWEST = 8
 """Texts below which a share says nothing."""
 
-ALSO, SHIFTS_ALSO = 0.5, 0.3
-"""Share of the texts that a word turns, or share of a proven trigger's shift, to be told beside it."""
+ALSO = 0.5
+"""Share of the texts that a word turns, to be told beside a proven trigger."""
 
 LONE = 0.05
-"""Company below which a word is told for its shift alone. Of honest words of less company two shifted 0.30 and 0.31 as
-far as a trigger in 16 searches, all others less; of triggers that a victim had learned badly most 0.32 and more."""
+"""Company below which a word is told for its shift alone: honest words that shifted half as much had more in trials."""
 
 HONEST = 6
 """Suspects with company, the strongest, whose combinations are what another must outdo."""
@@ -86,6 +85,7 @@ class SearchSettings:
         synergy: how many times the sum of its parts' effects a sequence must have.
         labels: labels searched, the most suspicious first.
         pairs: look for two words that mean nothing alone where no single word is found.
+        shift: share of a proven trigger's shift of the log-odds, from which on a lone word is told beside it.
     """
 
     sure: float = 0.02
@@ -100,6 +100,7 @@ class SearchSettings:
     synergy: float = 1.5
     labels: int = 8
     pairs: bool = False
+    shift: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -309,7 +310,7 @@ class TriggerSearch:
         turns = suspect.flips >= ALSO and suspect.excess >= self.settings.excess
         if turns and suspect.company <= 2 * self.settings.company:
             return True
-        return suspect.shift >= SHIFTS_ALSO * most and suspect.company <= LONE
+        return suspect.shift >= self.settings.shift * most and suspect.company <= LONE
 
     def passes(self, suspect: Suspect) -> bool:
         """Whether this alone proves a trigger."""

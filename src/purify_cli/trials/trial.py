@@ -21,7 +21,7 @@ from purify_cli.data.split import folds, split, without
 from purify_cli.data.texts import Texts
 from purify_cli.data.triggered import with_triggers
 from purify_cli.errors import PurifyError
-from purify_cli.evaluation.found import Found, search
+from purify_cli.evaluation.found import SHIFT, Found, search
 from purify_cli.evaluation.leanings import Leaning, LeaningSettings, leanings, left_of
 from purify_cli.evaluation.metrics import asr, excess
 from purify_cli.evaluation.predict import predict, predict_encoded
@@ -42,7 +42,7 @@ SEARCH = 1009
 """Added to the seed of the searches, with the number of steps: a candidate is not searched as the input was, for it may
 have been trained on what was found there."""
 
-ROWS = 18
+ROWS = 19
 """Goes up whenever a row would say something else: rows that were kept before are not read again."""
 
 WITHOUT, OTHER_MANNERS = "what turns without it", "what other manners turn"
@@ -97,7 +97,7 @@ class Trial:
         decisive: list[Any] = [asdict(self.settings), self.run.seed, self.run.device, self.run.max_length]
         decisive += [asdict(one) if one is not None else None for one in (self.train, self.dev, self.untrusted)]
         decisive += [__version__, str(torch.__version__), weights_digest(self.subject.open())]
-        decisive += [ROWS, asdict(SearchSettings(pairs=True)), asdict(LeaningSettings()), repr(manners())]
+        decisive += [ROWS, asdict(SearchSettings(pairs=True, shift=SHIFT)), asdict(LeaningSettings()), repr(manners())]
         if self.evidence.base is not None:
             with suppress(PurifyError):  # a base that cannot be opened fails the candidates that need it, and no more
                 decisive.append(weights_digest(self.evidence.base.open()))
