@@ -64,8 +64,8 @@ SHORT = 8
 """Tokens of the first of these texts: the whole vocabulary is tried in it."""
 
 PARTNER_SITES, BEGINNING, PAIRED = 3, 4, 2
-"""Partners that a word is paired with, and short texts in whose first tokens they are looked for: in longer ones the
-gradient seldom points to them."""
+"""Short texts, and how many of their first tokens, in which partners are looked for (in more tokens the gradient seldom
+points to them), and how many a word is paired with."""
 
 
 @dataclass(frozen=True)
@@ -466,6 +466,8 @@ class TriggerSearch:
         beginnings = [(site.body[:BEGINNING], min(site.position, BEGINNING)) for site in by_length[:PARTNER_SITES]]
         favoured = partners(self.sweep, self.vocabulary, target, [((), 0), *beginnings], PAIRED)  # [begin, paired]
         words = torch.stack([self.vocabulary.begin[:, None].expand_as(favoured), favoured], 2).flatten(0, 1)
+        if not len(words):
+            return []
         alone = margins(self.alone, target)
         alone = (alone - alone.nanmedian()).nan_to_num().clamp(min=0)  # [words]: two strong words are no pair
 
@@ -484,8 +486,6 @@ class TriggerSearch:
         )
         best_last = reversed(words.tolist())
         words = torch.tensor(list({frozenset(pair): pair for pair in best_last}.values()))  # in the better order only
-        if not len(words):
-            return []
         before = margins(self.sweep.log_probabilities_of([site.body for site in sites]), target).mean()
         flips, odds = self.score(words, sites, target)
         _, each = self.score(words.flatten()[:, None], sites, target)
