@@ -25,6 +25,7 @@ from purify_cli.training.untrusted import (
     BATCH_SIZE,
     EPOCHS,
     LEARNING_RATE,
+    OUTPUT,
     WARMUP,
     WEIGHT_DECAY,
     fit_adapter,
@@ -52,14 +53,7 @@ class Settings:
             "source": "MuScleLoRA, released code; decoders 8",
         },
     )
-    output: Literal["merged", "adapter"] = field(
-        default="merged",
-        metadata={
-            "help": "plain weights, or a folder that peft puts on the base",
-            "range": "merged|adapter",
-            "source": "ours",
-        },
-    )
+    output: Literal["merged", "adapter"] = field(default="merged", metadata=OUTPUT)
     epochs: int = field(default=10, metadata=EPOCHS)
     learning_rate: float = field(default=3e-4, metadata=LEARNING_RATE)
     batch_size: int = field(default=32, metadata=BATCH_SIZE)

@@ -67,7 +67,7 @@ from purify_cli.run import Run
 from purify_cli.training.loop import fit
 from purify_cli.training.losses import cross_entropy
 from purify_cli.training.recipe import Batch, Gradients, Recipe
-from purify_cli.training.untrusted import open_base, trained_parameters, untrusted_texts
+from purify_cli.training.untrusted import OUTPUT, open_base, trained_parameters, untrusted_texts
 
 if TYPE_CHECKING:
     from purify_cli.subject import Evidence, Subject
@@ -189,14 +189,7 @@ class Settings:
             "source": "ours; MuScleLoRA, released code: true",
         },
     )
-    output: Literal["merged", "adapter"] = field(
-        default="merged",
-        metadata={
-            "help": "plain weights, or a folder that peft puts on the base",
-            "range": "merged|adapter",
-            "source": "ours",
-        },
-    )
+    output: Literal["merged", "adapter"] = field(default="merged", metadata=OUTPUT)
     epochs: int = field(
         default=5,
         metadata={

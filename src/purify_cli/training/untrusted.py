@@ -19,13 +19,14 @@ from purify_cli.training.start import open_classifier
 if TYPE_CHECKING:
     from purify_cli.subject import Evidence, Subject
 
-# What the settings say of themselves that the adapters of MuScleLoRA, table 1, have in common.
+# What the settings of MuScleLoRA and of the adapters of its table 1 say of themselves that they have in common.
 EPOCHS = {"help": "times through the untrusted texts", "range": ">= 1", "source": "MuScleLoRA, B.4; decoders 5"}
 LEARNING_RATE = {
     "help": "highest of AdamW",
     "range": "> 0",
     "source": "ours; MuScleLoRA, B.4: 2e-5, decoders 1e-5",
 }
+OUTPUT = {"help": "plain weights, or a folder that peft puts on the base", "range": "merged|adapter", "source": "ours"}
 BATCH_SIZE = {"help": "texts a step", "range": ">= 1", "source": "MuScleLoRA, B.4; decoders 16"}
 WARMUP = {
     "help": "share of the steps in which the learning rate rises",
