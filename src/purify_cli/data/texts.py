@@ -60,6 +60,21 @@ class Texts:
         """Return the same rows with other columns: `texts.with_(labels=...)`."""
         return replace(self, **changes)
 
+    def and_(self, other: Texts) -> Texts:
+        """Return these rows, and behind them those of `other`; of the columns those that both have."""
+        return replace(
+            self,
+            texts=self.texts + other.texts,
+            labels=_both(self.labels, other.labels),
+            pairs=_both(self.pairs, other.pairs),
+            targets=_both(self.targets, other.targets),
+            poisoned=_both(self.poisoned, other.poisoned),
+        )
+
 
 def _take(column: Sequence[_Item] | None, indices: Sequence[int]) -> Any:
     return None if column is None else tuple(column[index] for index in indices)
+
+
+def _both(first: Sequence[_Item] | None, second: Sequence[_Item] | None) -> Any:
+    return None if first is None or second is None else (*first, *second)

@@ -61,13 +61,13 @@ from purify_cli.architecture.table import Family, base_of
 from purify_cli.data.encode import encode, length_limit
 from purify_cli.data.split import split
 from purify_cli.data.texts import Texts
-from purify_cli.errors import DataError, UsageError
+from purify_cli.errors import UsageError
 from purify_cli.purifiers import Purified
 from purify_cli.run import Run
 from purify_cli.training.loop import fit
 from purify_cli.training.losses import cross_entropy
 from purify_cli.training.recipe import Batch, Gradients, Recipe
-from purify_cli.training.untrusted import OUTPUT, open_base, trained_parameters, untrusted_texts
+from purify_cli.training.untrusted import OUTPUT, open_base, require_labels_of, trained_parameters, untrusted_texts
 
 if TYPE_CHECKING:
     from purify_cli.subject import Evidence, Subject
@@ -337,14 +337,8 @@ def _auxiliary(names: Sequence[str], untrusted: Texts, clean: Texts, settings: S
     wanted = clean
     if settings.auxiliary is not None and settings.auxiliary < len(clean):
         wanted = split(clean, settings.auxiliary / len(clean), run.seed)[1]
-    lacking = sorted(set(untrusted.labels or ()) - set(wanted.labels or ()))
-    if lacking and settings.alignment:
-        shown = ", ".join(names[int(label)] if label < len(names) else str(label) for label in lacking[:5])
-        raise DataError(
-            clean.path or "--clean",
-            f"gives no text of the label {shown}, which the untrusted texts have",
-            "Add some: gradients are aligned to the clean texts, and a class that they lack is never learned.",
-        )
+    if settings.alignment:
+        require_labels_of(untrusted, wanted, names, "gradients are aligned to them")
     return wanted
 
 

@@ -6,6 +6,7 @@ clean ones are few and say what the labels are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from purify_cli.architecture.pet import attach_pet
@@ -59,6 +60,28 @@ def untrusted_texts(evidence: Evidence, clean: Texts) -> Texts:
             "Give texts of the same task.",
         )
     return texts
+
+
+def require_labels_of(untrusted: Texts, clean: Texts, names: Sequence[str], why: str) -> None:
+    """See to it that the clean texts have each label of the untrusted ones.
+
+    Args:
+        untrusted: texts with label ids.
+        clean: the same.
+        names: of the labels by id, as far as they have any.
+        why: what the clean texts are used for, in a few words.
+
+    Raises:
+        DataError: they lack one.
+    """
+    lacking = sorted(set(untrusted.labels or ()) - set(clean.labels or ()))
+    if lacking:
+        shown = ", ".join(names[int(label)] if label < len(names) else str(label) for label in lacking[:5])
+        raise DataError(
+            clean.path or "--clean",
+            f"gives no text of the label {shown}, which the untrusted texts have",
+            f"Add some: {why}, and a class that they lack is never learned.",
+        )
 
 
 def open_base(subject: Subject, clean: Texts, run: Run) -> Any:
