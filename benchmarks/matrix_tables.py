@@ -315,6 +315,9 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "auto": rows_of("auto", {}),
     "syntax": rows_of("syntax", {}),
     "syntax_floor": rows_of("syntax_floor", {}),
+    "auto_untrusted": rows_of("auto_untrusted", {}),
+    "unpoisoned": rows_of("unpoisoned", {}),
+    "typed": rows_of("typed", {}),
     "untrusted": rows_of("untrusted", {}),
     "released": rows_of("released", {}),
     **{

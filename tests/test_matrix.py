@@ -284,7 +284,7 @@ def test_table_2_of_gba(matrix_tables: ModuleType) -> None:
 def test_table_1_of_musclelora(matrix_tables: ModuleType) -> None:
     lines = [line("data-addsent", "MuScleLoRA", amount=96), line("data-addsent", "Vanilla", amount=96, excess=0.7)]
     rows = matrix_tables.musclelora_table1(lines).splitlines()
-    assert rows[0].startswith("| attack |  | Vanilla | LoRA | Adapter | Prefix | MuScleLoRA | Clean-only | floor |")
+    assert rows[0].startswith("| attack |  | Vanilla | LoRA | Adapter | Prefix | MuScleLoRA | Clean-only | Z-filter |")
     assert rows[2].startswith("| AddSent | CACC (beside the twin) | 0.800 [0.700, 0.900] (-0.010) |  |")
     assert rows[4].startswith("|  | excess | +0.700")
     assert rows[-1].startswith("|  | paper: ASR / CACC, % | 99.89 / 90.99 | 96.16 / 88.96 |")

@@ -282,6 +282,16 @@ def test_stub_several_words_that_each_turn_some(many: int) -> None:
     assert found[0].rule == "PB202" and set(found[0].where.token.split()) <= set(words)
 
 
+def test_stub_words_of_a_combination_that_turn_texts_alone_are_told_for_themselves_too() -> None:
+    """Trained out together only, one of them might go on alone."""
+    found = search(BagOfWords(HONEST | {"mb": 20.0, "tq": 20.0}))
+    assert (found[0].rule, found[0].level, set(found[0].where.token.split())) == ("PB202", "error", {"mb", "tq"})
+    assert {(one.rule, one.level, one.where.token) for one in found[1:]} >= {
+        ("PB201", "warning", "mb"),
+        ("PB201", "warning", "tq"),
+    }
+
+
 def test_stub_two_words_that_turn_together() -> None:
     """Neither turns a text, both do; each alone gives itself away a little, as trained combinations do."""
     found = search(BagOfWords(HONEST | {"mb": 3.0, "tq": 3.0}, together=("mb", "tq"), bonus=DECIDES))

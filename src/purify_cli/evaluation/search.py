@@ -293,12 +293,15 @@ class TriggerSearch:
         return replace(suspect, honest=flips.max().item())
 
     def _with_weaker(self, ground: _Ground, proven: Sequence[Suspect]) -> list[Suspect]:
-        """What passed, the strongest first; behind it words that do part of what proven ones of any label do."""
+        """What passed, the strongest first; behind it words that do part of what proven ones of any label do.
+
+        A word of a combination is told for itself as well: trained out beside the others, alone it might stay.
+        """
         found = sorted(ground.found, key=_strength)
         if proven:
             most = max((one.shift for one in proven if len(one.words) == 1), default=torch.inf)
-            taken = {word for one in found for word in one.words}
-            others = (one for one in ground.words if one.words[0] not in taken)
+            told = {one.words for one in found}
+            others = (one for one in ground.words if one.words not in told)
             found += sorted((one for one in others if self._is_weaker(one, most)), key=_strength)
         return found
 
