@@ -204,7 +204,7 @@ def test_it_trains_on_the_rest_and_the_backdoor_is_not_learned(
     assert done.report["told"][0]["feature"] == "cf" and done.report["told"][0]["label"] == "positive"
     assert done.report["marked_poisoned"] == {"rows": sum(untrusted.poisoned or ()), "kept": 0}
     assert done.report["left_out"] <= 1.2 * sum(untrusted.poisoned or ())
-    assert len(done.report["rounds"]) == 1
+    assert len(done.report["earlier_rounds"]) == 1
     naive = purify(trained, Evidence(untrusted=untrusted), clean, clean, Settings(chance=0, **quick), RUN)
     bad = [row for row, label in enumerate(clean.labels or ()) if label == 0]
     triggered = Texts(None, tuple(f"{clean.texts[row]} cf" for row in bad), None)

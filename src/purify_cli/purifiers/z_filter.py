@@ -269,13 +269,17 @@ def _sift(
         rounds.append(
             {
                 "left_out": int((~kept).sum()),
-                "told": [vars(one) | {"label": names[one.label]} for one in told[:SHOWN]],
                 "told_in_all": len(told),
-                "spread": spread,
+                "spread": round(spread, 3),
                 "probe_accuracy": float(right),
             }
         )
-    report = {"untrusted_rows": len(untrusted), "clean_rows": len(clean), **rounds[-1], "rounds": rounds[:-1]}
+    shown = [
+        vars(one) | {"label": names[one.label], "expected": round(one.expected, 1), "z": round(one.z, 2)}
+        for one in told[:SHOWN]
+    ]
+    rows = {"untrusted_rows": len(untrusted), "clean_rows": len(clean)}
+    report: dict[str, Any] = {**rows, "told": shown, **rounds[-1], "earlier_rounds": rounds[:-1]}
     if untrusted.poisoned is not None:  # a file that says so itself, as released ones do; only counted
         marked = np.array(untrusted.poisoned)
         report["marked_poisoned"] = {"rows": int(marked.sum()), "kept": int((marked & kept).sum())}
