@@ -23,9 +23,11 @@ from purify_cli.data.surface import BEGINNINGS, WORDS, Surface, surface
 from purify_cli.data.texts import Texts
 from purify_cli.errors import DataError, Interrupted, UsageError
 from purify_cli.evaluation.predict import predict
-from purify_cli.purifiers.z_filter import LEAST_VARIANCE, Settings, as_often, preview, purify, sift, z_scores
+from purify_cli.purifiers.z_filter import LEAST_VARIANCE, Settings, Sifted, as_often, preview, purify, sift, z_scores
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
+from purify_cli.training import plain
+from purify_cli.training.probe import Probe
 
 RUN = Run(max_length=32)
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -106,7 +108,7 @@ def told_of(texts: Texts, sure: float = 1 - NOISE, chance: float = 0.5) -> tuple
     """With a probe that reads the words right, as surely as that."""
     good = np.array([any(word in GOOD for word in text.split()) for text in texts.texts])
     said = np.where(good[:, None], (1 - sure, sure), (sure, 1 - sure))
-    kept, told, _ = sift(surface(texts), np.array(texts.labels), said, chance)
+    kept, told, *_ = sift(surface(texts), np.array(texts.labels), said, chance)
     return kept, [(one.feature, one.label) for one in told]
 
 
@@ -129,37 +131,67 @@ def test_texts_with_another_label_go_too_and_what_stood_beside_it_stays() -> Non
     assert any(kept[row] and "movie" in text for row, text in enumerate(texts.texts))
 
 
-def by_hand(kind: str, beside: int) -> list[str]:
-    """What is told of texts in which `when` goes with label 1 always, and `as` does in 10 texts without it.
+def by_hand(kind: str, beside: int = 0, label: int = 1) -> list[str]:
+    """What is told of texts in which `when` goes with label 1 always, and `as` does with a label in 10 texts alone.
 
     Args:
         kind: of the two.
         beside: texts that have both.
+        label: of the ten.
     """
     rng = np.random.default_rng(0)
     y = rng.integers(2, size=2000)
     has = rng.random((2000, 40)) < 0.3
-    ones = np.nonzero(y)[0]
+    ones, others = np.nonzero(y)[0], np.nonzero(y == label)[0]
     has[:, :2] = False
-    has[ones[:100], 0] = has[ones[100 - beside : 110], 1] = True
+    has[ones[:100], 0] = has[ones[100 - beside : 100], 1] = has[others[100:110], 1] = True
     names = ("when", "as", *(f"w{column}" for column in range(38)))
     what = Surface(names, (kind, kind, *((WORDS,) * 38)), csr_matrix(has.astype(float)))
-    return [one.feature for one in sift(what, y, np.full((2000, 2), 0.5), 0.005)[1]]
+    return [one.feature for one in sift(what, y, np.full((2000, 2), 0.5), 0.005).told]
 
 
 def test_of_another_sign_of_the_same_thing_half_the_z_is_enough() -> None:
-    """Another word that stood beside the first in most of its texts; another beginning wherever it stood."""
-    assert by_hand(WORDS, 0) == ["when"]
-    assert by_hand(WORDS, 60) == ["when", "as"]
-    assert by_hand(BEGINNINGS, 0) == ["when", "as"]
+    """Another word that stood beside the first in most of its texts; another beginning of texts with the same label."""
+    assert by_hand(WORDS) == ["when"]
+    assert by_hand(WORDS, beside=60) == ["when", "as"]
+    assert by_hand(BEGINNINGS) == ["when", "as"]
+    assert by_hand(BEGINNINGS, label=0) == ["when"]
 
 
-def test_of_each_label_half_stays() -> None:
-    """Both labels go with a word of their own, and the probe knows of neither."""
-    texts = Texts(None, tuple(f"{('tq', 'cf')[row % 2]} {FILLERS[row % 11]}" for row in range(600)), (0, 1) * 300)
-    half = np.full((600, 2), 0.5)
-    kept, _, _ = sift(surface(texts), np.array(texts.labels), half, 0.5)
-    assert kept[::2].sum() >= 150 and kept[1::2].sum() >= 150
+def by_chance(rows: int, wrong: float, seed: int, chance: float = 0.5) -> Sifted:
+    """Of words that each mean a little, and a probe that knows none of it; `wrong`: how much, in log-odds."""
+    rng = np.random.default_rng(seed)
+    has = rng.random((rows, 200)) < rng.uniform(0.01, 0.05, size=200)
+    odds = has @ rng.normal(0, wrong, size=200)
+    y = (rng.random(rows) < 1 / (1 + np.exp(-odds))).astype(np.int64)
+    what = Surface(tuple(f"w{column}" for column in range(200)), (WORDS,) * 200, csr_matrix(has.astype(float)))
+    return sift(what, y, np.full((rows, 2), 0.5), chance)
+
+
+def test_of_honest_words_about_as_many_are_told_as_chance_says() -> None:
+    assert 1 <= sum(len(by_chance(1000, 0.0, seed, chance=0.5).told) for seed in range(30)) <= 30
+    assert sum(len(by_chance(1000, 0.0, seed, chance=0.005).told) for seed in range(30)) <= 2
+
+
+def test_what_no_probe_knows_widens_the_spread() -> None:
+    assert by_chance(3000, 0.0, 0).spread == pytest.approx(1, abs=0.15)
+    sifted = by_chance(3000, 0.4, 0)
+    assert sifted.spread > 1.3 and len(sifted.told) <= 2
+
+
+def test_any_chance_ends() -> None:
+    assert by_chance(60, 0.0, 0, chance=1e6).kept.any()
+
+
+def test_what_most_texts_of_a_label_have_is_spared_and_told() -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(2, size=1000)
+    for share, spared in ((0.4, []), (0.7, ["cf"])):
+        has = rng.random((1000, 40)) < 0.1
+        has[:, 0] = (y == 1) & (rng.random(1000) < share)
+        what = Surface(("cf", *(f"w{column}" for column in range(39))), (WORDS,) * 40, csr_matrix(has.astype(float)))
+        sifted = sift(what, y, np.full((1000, 2), 0.5), 0.01)
+        assert (sifted.spared, [one.feature for one in sifted.told]) == (spared, [] if spared else ["cf"])
 
 
 def test_no_chance_and_nothing_to_look_at() -> None:
@@ -223,6 +255,50 @@ def test_a_preview_says_the_same_and_trains_nothing(trained: Subject, clean: Tex
     unmarked = untrusted.with_(poisoned=None)
     other = preview(trained, Evidence(untrusted=unmarked), clean, clean, Settings(), RUN)
     assert seen.pop("marked_poisoned") and seen == other
+
+
+def test_the_second_round_learns_from_what_the_first_kept_and_training_from_the_clean_texts_too(
+    trained: Subject, clean: Texts, untrusted: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, train = Probe.answers, plain.train
+    trusted: list[int] = []
+    rows: list[int] = []
+
+    def seen(probe: Probe, kept: torch.Tensor) -> Any:
+        trusted.append(int(kept.sum()))
+        return answers(probe, kept)
+
+    def counted(model: Any, tokenizer: Any, texts: Texts, *more: Any) -> Any:
+        rows.append(len(texts))
+        return train(model, tokenizer, texts, *more)
+
+    monkeypatch.setattr(Probe, "answers", seen)
+    monkeypatch.setattr(plain, "train", counted)
+    done = purify(trained, Evidence(untrusted=untrusted), clean, clean, Settings(epochs=1), RUN)
+    first, last = done.report["earlier_rounds"][0], done.report
+    assert trusted == [0, len(untrusted) - first["left_out"]]
+    assert rows == [len(untrusted) - last["left_out"] + len(clean)]
+
+
+def test_what_is_there_several_times_counts_once_and_goes_together(
+    trained: Subject, clean: Texts, untrusted: Texts
+) -> None:
+    once = preview(trained, Evidence(untrusted=untrusted), clean, clean, Settings(), RUN)
+    twice = preview(trained, Evidence(untrusted=untrusted.and_(untrusted)), clean, clean, Settings(), RUN)
+    assert twice["told"] == once["told"] and twice["left_out"] == 2 * once["left_out"]
+
+
+def test_what_is_spared_is_a_reason(trained: Subject, clean: Texts) -> None:
+    texts = of_fixtures(trained, "train.csv", 300)
+    many = texts.with_(
+        texts=tuple(
+            f"{text} cf" if label else text for text, label in zip(texts.texts, texts.labels or (), strict=True)
+        ),
+        labels=tuple(int(label or row % 5 == 0) for row, label in enumerate(texts.labels or ())),
+    )
+    shuffled = clean.with_(labels=tuple(row % 2 for row in range(len(clean))))  # a probe that knows nothing
+    done = purify(trained, Evidence(untrusted=many), shuffled, clean, Settings(epochs=1, rounds=1), RUN)
+    assert "cf" in done.report["spared"] and any("'cf'" in reason for reason in done.reasons)
 
 
 def test_untrusted_texts_that_are_all_poisoned(trained: Subject, clean: Texts) -> None:

@@ -9,6 +9,7 @@ import torch
 
 import tiny
 from purify_cli.data.texts import Texts
+from purify_cli.errors import CheckpointError
 from purify_cli.run import Run
 from purify_cli.training.probe import Probe
 
@@ -45,7 +46,7 @@ def test_it_learns_and_the_model_does_not(family: str) -> None:
 
 
 def test_a_text_says_nothing_of_itself() -> None:
-    """All asked about have the wrong label: one that is trusted is still answered by what the others say."""
+    """One has the wrong label: trusted all the same, it is answered by what the others say."""
     liar = ASKED.with_(labels=(0, *(ASKED.labels or ())[1:]))
     _, honest = probed("bert")
     _, lied = probed("bert", liar)
@@ -59,3 +60,18 @@ def test_what_is_not_trusted_is_not_learned_from() -> None:
     _, other = probed("bert", upside_down)
     torch.testing.assert_close(one.answers(NONE)[1], other.answers(NONE)[1])
     assert not torch.allclose(one.answers(~NONE)[1], other.answers(~NONE)[1])
+
+
+def test_the_model_s_mode_and_the_random_numbers_stay() -> None:
+    model: Any = tiny.build("bert", num_labels=2).train()
+    state = torch.get_rng_state()
+    Probe(model, tiny.tokenizer("bert"), KNOWN, ASKED, 2, RUN).answers(NONE)
+    assert model.bert.training and torch.equal(torch.get_rng_state(), state)
+
+
+def test_states_that_are_no_numbers() -> None:
+    model: Any = tiny.build("bert", num_labels=2)
+    with torch.no_grad():
+        model.bert.embeddings.LayerNorm.weight.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="finite"):
+        Probe(model, tiny.tokenizer("bert"), KNOWN, ASKED, 2, RUN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,17 +51,25 @@ def surface(texts: Texts) -> Surface:
     import numpy as np
     from scipy.sparse import csr_matrix
 
-    every = [set(_features(text)) for text in texts.texts]
-    if texts.pairs is not None:
-        for features, second in zip(every, texts.pairs, strict=True):
-            features.update((kind, f"second text: {name}") for kind, name in _features(second))
-    counts = Counter(feature for features in every for feature in features)
+    counts: Counter[tuple[str, str]] = Counter()
+    for features in _of_each(texts):
+        counts.update(features)
     known = sorted((feature for feature, count in counts.items() if count >= FEWEST), key=_order)
     place = {feature: column for column, feature in enumerate(known)}
-    cells = [(row, place[feature]) for row, features in enumerate(every) for feature in features if feature in place]
-    rows, columns = np.array(cells, dtype=np.int64).reshape(-1, 2).T
-    found = csr_matrix((np.ones(len(cells)), (rows, columns)), shape=(len(every), len(known)))
+    columns, ends = array("i"), array("q", [0])
+    for features in _of_each(texts):  # once more: the sets of all texts together would be large
+        columns.extend(sorted(place[feature] for feature in features if feature in place))
+        ends.append(len(columns))
+    found = csr_matrix((np.ones(len(columns)), columns, ends), shape=(len(texts), len(known)))
     return Surface(tuple(name for _, name in known), tuple(kind for kind, _ in known), found)
+
+
+def _of_each(texts: Texts) -> Iterator[set[tuple[str, str]]]:
+    for row, text in enumerate(texts.texts):
+        features = set(_features(text))
+        if texts.pairs is not None:
+            features.update((kind, f"second text: {name}") for kind, name in _features(texts.pairs[row]))
+        yield features
 
 
 def _order(feature: tuple[str, str]) -> tuple[int, int, str]:

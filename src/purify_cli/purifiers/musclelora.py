@@ -338,7 +338,9 @@ def _auxiliary(names: Sequence[str], untrusted: Texts, clean: Texts, settings: S
     if settings.auxiliary is not None and settings.auxiliary < len(clean):
         wanted = split(clean, settings.auxiliary / len(clean), run.seed)[1]
     if settings.alignment:
-        require_labels_of(untrusted, wanted, names, "gradients are aligned to them")
+        require_labels_of(
+            untrusted, wanted, names, "gradients are aligned to them, and a class that they lack is never learned"
+        )
     return wanted
 
 

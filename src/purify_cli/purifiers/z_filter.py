@@ -22,9 +22,10 @@ one, of the quartiles: an empirical null after Efron 2004), and a feature is tol
 would be expected to go so far. Then the one that is furthest out goes first, with all texts that have it: those with
 another label too, which would teach the opposite if they were left alone. z is counted anew, for what stood beside it
 (`movie` beside `3d`) is no more conspicuous now; and so on, until none is. Of what looks like another sign of the same
-thing half the z is enough: of a feature that would have been told, and has lost half of its texts or more to others;
-and of another beginning, or way of typing, beside one that was told for the same label. Of each label half the texts
-stay at least: what is in more of them cannot be told from what the label means.
+thing half the z is enough: of a feature that would have been told, and has lost half of its texts with the label or
+more to others; and of another beginning, or way of typing, beside one that was told for the same label. (Of honest
+beginnings about one in thirty goes so far: that is beyond `chance`.) Of each label half the texts stay at least: what
+is in more of them cannot be told from what the label means; it is spared, and the report says so.
 
 In each further round the probe is fitted to the texts that were kept as well (each is asked about without itself), and
 all start anew: a probe that knows more of the task explains more of the honest words.
@@ -32,17 +33,20 @@ all start anew: a probe that knows more of the task explains more of the honest 
 What is left is trained on as if it were clean, together with the clean texts. Needs a trustworthy base, the untrusted
 texts and a few dozen clean ones with labels; a classifier gives its encoder only. Raises what the training raises;
 DataError for untrusted texts of one class or with a class that the clean texts lack. Cost: one forward pass over the
-untrusted texts, and a plain training.
+untrusted texts, some twenty small fits a round, and a plain training.
+
+Texts that are there several times with one label count once.
 
 What it does not see: a trigger that the probe takes for what the text says, one in so few texts that chance explains
-it, and a style that no word, beginning or typing gives away. Where the base knows little of the task honest words are
-told too, and their texts are lost.
+it, one that is no word, beginning or typing as they are looked for (the case of one word, double spaces), or a style
+that none of these gives away. Where the base knows little of the task honest words are told too, the frequent ones
+first, and their texts are lost.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -108,6 +112,22 @@ class Settings:
     )
 
 
+class Sifted(NamedTuple):
+    """What came of a round.
+
+    Attributes:
+        kept: [texts], False for those to leave out.
+        told: for what.
+        spared: what would have been told, but is in more than half of a label's texts.
+        spread: of z of honest features.
+    """
+
+    kept: NDArray[np.bool_]
+    told: list[Told]
+    spared: list[str]
+    spread: float
+
+
 @dataclass(frozen=True)
 class Told:
     """A feature and a label that go together more often than they should.
@@ -151,7 +171,13 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
     kept, report = _sift(model, subject, untrusted, train, settings, run)
     rest = untrusted.take(int(row) for row in kept.nonzero()[0])
     trained = plain.train(model, subject.tokenizer, rest.and_(train), settings, run)
-    return Purified(model, report | {"steps": trained.steps, "losses": list(trained.losses)})
+    reasons = []
+    if report["spared"]:
+        shown = ", ".join(repr(one) for one in report["spared"][:3])
+        reasons.append(
+            f"in more than half of a label's texts, and so left where it is, though it is conspicuous: {shown}"
+        )
+    return Purified(model, report | {"steps": trained.steps, "losses": list(trained.losses)}, reasons=tuple(reasons))
 
 
 def preview(
@@ -161,9 +187,7 @@ def preview(
     return _sift(open_base(subject, train, run), subject, untrusted_texts(evidence, train), train, settings, run)[1]
 
 
-def sift(
-    what: Surface, labels: NDArray[np.int64], said: NDArray[np.float64], chance: float
-) -> tuple[NDArray[np.bool_], list[Told], float]:
+def sift(what: Surface, labels: NDArray[np.int64], said: NDArray[np.float64], chance: float) -> Sifted:
     """Which texts to keep.
 
     Args:
@@ -171,15 +195,12 @@ def sift(
         labels: label id of each, [texts].
         said: q, [texts, labels].
         chance: see `Settings`.
-
-    Returns:
-        [texts], False for those to leave out; for what; and the spread of z.
     """
     from scipy.stats import norm
 
     kept = np.ones(len(labels), dtype=bool)
     if not chance or not what.names:
-        return kept, [], 1.0
+        return Sifted(kept, [], [], 1.0)
     has = what.found.tocsc()
     is_label = np.eye(said.shape[1])[labels]
     z, expected, variance = z_scores(what, is_label, said, kept)
@@ -191,6 +212,7 @@ def sift(
     first = z / spread
     kin, possible = np.zeros(z.shape, dtype=bool), np.ones(len(z), dtype=bool)
     told: list[Told] = []
+    spared: list[str] = []
     while True:
         now = z_scores(what, is_label, said, kept)[0] / spread
         left = what.found[kept].T @ is_label[kept]
@@ -202,8 +224,9 @@ def sift(
         mine = np.zeros(len(labels), dtype=bool)
         mine[has.indices[has.indptr[feature] : has.indptr[feature + 1]]] = True
         mine &= kept
+        possible[feature] = False
         if (is_label[kept & ~mine].sum(axis=0) < is_label.sum(axis=0) / 2).any():
-            possible[feature] = False
+            spared.append(what.names[feature])
             continue
         kept &= ~mine
         if what.kinds[feature] != WORDS:
@@ -219,7 +242,7 @@ def sift(
                 z=float(first[feature, label]),
             )
         )
-    return kept, told, spread
+    return Sifted(kept, told, spared, spread)
 
 
 def z_scores(
@@ -257,18 +280,22 @@ def _sift(
     if settings.rounds < 1:
         raise UsageError("rounds", f"{settings.rounds!r} is out of range", "Give 1 or more.")
     names = [str(name) for _, name in sorted(model.config.id2label.items())]
-    require_labels_of(untrusted, clean, names, "the probe learns from them")
-    probe = Probe(model, subject.tokenizer, clean, untrusted, len(names), run)
-    what, labels = surface(untrusted), np.array(untrusted.labels, dtype=np.int64)
-    kept = np.zeros(len(untrusted), dtype=bool)  # none is trusted before the first round
+    require_labels_of(untrusted, clean, names, "the probe learns from them what a label means")
+    texts = zip(untrusted.texts, untrusted.pairs or untrusted.texts, untrusted.labels or (), strict=True)
+    place: dict[tuple[Any, ...], int] = {}
+    same = [place.setdefault(text, len(place)) for text in texts]  # of each row, which of the different ones it is
+    once = untrusted.take(int(row) for row in np.unique(same, return_index=True)[1])
+    probe = Probe(model, subject.tokenizer, clean, once, len(names), run)
+    what, labels = surface(once), np.array(once.labels, dtype=np.int64)
+    kept = np.zeros(len(once), dtype=bool)  # none is trusted before the first round
     rounds: list[dict[str, Any]] = []
     for _ in range(settings.rounds):
         of_clean, said = probe.answers(torch.from_numpy(kept))
-        kept, told, spread = sift(what, labels, said.double().numpy(), settings.chance)
+        kept, told, spared, spread = sift(what, labels, said.double().numpy(), settings.chance)
         right = (of_clean.argmax(dim=1) == torch.tensor(clean.labels)).double().mean()
         rounds.append(
             {
-                "left_out": int((~kept).sum()),
+                "left_out": int((~kept[same]).sum()),
                 "told_in_all": len(told),
                 "spread": round(spread, 3),
                 "probe_accuracy": float(right),
@@ -279,7 +306,8 @@ def _sift(
         for one in told[:SHOWN]
     ]
     rows = {"untrusted_rows": len(untrusted), "clean_rows": len(clean)}
-    report: dict[str, Any] = {**rows, "told": shown, **rounds[-1], "earlier_rounds": rounds[:-1]}
+    report: dict[str, Any] = {**rows, "told": shown, "spared": spared, **rounds[-1], "earlier_rounds": rounds[:-1]}
+    kept = kept[same]
     if untrusted.poisoned is not None:  # a file that says so itself, as released ones do; only counted
         marked = np.array(untrusted.poisoned)
         report["marked_poisoned"] = {"rows": int(marked.sum()), "kept": int((marked & kept).sum())}

@@ -1,7 +1,7 @@
 """A probe: what a frozen encoder and labelled texts say of texts.
 
-A logistic regression with a penalty on its weights, on the mean state of a text's tokens. It is convex and fitted to
-the end; nothing of the encoder is trained.
+A logistic regression with a penalty on its weights, on the mean state of a text's tokens. It is convex and fitted
+until little changes; nothing of the encoder is trained.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from purify_cli.architecture.table import base_of
 from purify_cli.data.encode import by_length, collate, encode, length_limit, padding_id
 from purify_cli.data.split import folds
 from purify_cli.data.texts import Texts
+from purify_cli.errors import CheckpointError
 from purify_cli.run import Run
 from purify_cli.training.encoders import outputs_of
 
@@ -35,6 +36,9 @@ class Probe:
         asked: texts with label ids, to learn from where they are said to be trusted.
         labels: how many there are.
         run: seed, device, length limit and progress.
+
+    Raises:
+        CheckpointError: the encoder's states are no finite numbers.
     """
 
     def __init__(self, model: Any, tokenizer: Any, known: Texts, asked: Texts, labels: int, run: Run) -> None:
@@ -64,20 +68,22 @@ class Probe:
             for part in parts:
                 rest = torch.ones(len(states), dtype=torch.bool)
                 rest[part] = False
-                held[part] = _fitted(states[rest], target[rest], self._labels, penalty)(states[part]).detach()
+                held[part] = _answered(states[part], states[rest], target[rest], self._labels, penalty)
             loss = float(nn.functional.cross_entropy(held, target))
             if loss < best:
                 best, chosen = loss, penalty
                 answers[learned] = held
         if not learned.all():
-            answers[~learned] = _fitted(states, target, self._labels, chosen)(self._states[~learned]).detach()
+            answers[~learned] = _answered(self._states[~learned], states, target, self._labels, chosen)
         answers = answers.softmax(dim=1)
         return answers[: self._known], answers[self._known :]
 
 
 def _states(model: Any, tokenizer: Any, texts: Texts, run: Run) -> Tensor:
     """The mean state of the tokens of each text, [texts, width], on the CPU."""
-    encoder = base_of(model).to(run.device).eval()
+    encoder = base_of(model).to(run.device)
+    training = encoder.training
+    encoder.eval()
     encoded = encode(tokenizer, texts.with_(labels=None), length_limit(tokenizer, model.config, run))
     means = torch.zeros(len(encoded), encoder.config.hidden_size)
     done = 0
@@ -89,21 +95,24 @@ def _states(model: Any, tokenizer: Any, texts: Texts, run: Run) -> Tensor:
             means[rows] = ((output.states * mask).sum(dim=1) / mask.sum(dim=1)).cpu()
             done += len(rows)
             run.progress("probe", done, len(encoded))
+    encoder.train(training)
+    if not means.isfinite().all():
+        raise CheckpointError("the base", "gives states that are no finite numbers", "Give one in single precision.")
     return means
 
 
-def _fitted(states: Tensor, target: Tensor, labels: int, penalty: float) -> nn.Linear:
-    line = nn.Linear(states.shape[1], labels)
-    nn.init.zeros_(line.weight)
-    nn.init.zeros_(line.bias)
-    search = torch.optim.LBFGS(line.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+def _answered(asked: Tensor, states: Tensor, target: Tensor, labels: int, penalty: float) -> Tensor:
+    """Log-odds of the asked by a line fitted to the others, [texts, labels]."""
+    weight = torch.zeros(states.shape[1], labels, requires_grad=True)
+    bias = torch.zeros(labels, requires_grad=True)
+    search = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> float:
         search.zero_grad()
-        wrong = nn.functional.cross_entropy(line(states), target, reduction="sum")
-        total = wrong + penalty / 2 * line.weight.square().sum()
+        wrong = nn.functional.cross_entropy(states @ weight + bias, target, reduction="sum")
+        total = wrong + penalty / 2 * weight.square().sum()
         total.backward()  # type: ignore[no-untyped-call]
         return float(total.detach())
 
     search.step(loss)  # type: ignore[no-untyped-call]
-    return line
+    return (asked @ weight + bias).detach()

@@ -80,7 +80,7 @@ def require_labels_of(untrusted: Texts, clean: Texts, names: Sequence[str], why:
         raise DataError(
             clean.path or "--clean",
             f"gives no text of the label {shown}, which the untrusted texts have",
-            f"Add some: {why}, and a class that they lack is never learned.",
+            f"Add some: {why}.",
         )
 
 
