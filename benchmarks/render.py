@@ -27,6 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 RESULTS = Path(__file__).resolve().parent / "results"
 
+SHOWN = 5
+"""Features that a row names."""
+
 CELLS = ("before", "finetune", "prune-only", "normalize-only", "pure", "paper-finetune", "paper-pure")
 """Order of the ways to purify; others follow by name."""
 
@@ -109,6 +112,24 @@ def manners(lines: Sequence[Line]) -> str:
         "excess",
     ]
     return markdown_table([*heads, "n", "told"], rows)
+
+
+def left_out(lines: Sequence[Line]) -> str:
+    rows = [
+        [
+            escaped(line["name"]),
+            line["set"],
+            str(line["seed"]),
+            f"{line['rows']:,}",
+            f"{line['poisoned'] - line['kept']} of {line['poisoned']}" if line["poisoned"] else "",
+            f"{line['honest_out']} ({line['honest_out'] / (line['rows'] - line['poisoned']):.3f})",
+            " ".join(code(one) for one in line["told"][:SHOWN]) + (" …" if len(line["told"]) > SHOWN else ""),
+            f"{line['probe_accuracy']:.3f}",
+        ]
+        for line in last(lines, lambda line: (line["name"], line["seed"]))
+    ]
+    heads = ["training file", "set", "seed", "rows", "poisoned rows left out", "honest rows left out", "told", "probe"]
+    return markdown_table(heads, rows)
 
 
 def pure(lines: Sequence[Line]) -> str:
@@ -466,6 +487,7 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "held_out": scan,
     "pairs": scan,
     "manners": manners,
+    "left_out": left_out,
     "pure_dev": pure,
     "pure": pure,
     "speed": speed,
