@@ -79,7 +79,7 @@ def test_z_is_what_plain_loops_say(seed: int, labels: int) -> None:
     y, q = rng.integers(labels, size=60), rng.dirichlet(np.ones(labels), size=60)
     kept = rng.random(60) < 0.8
     what = Surface(tuple("abcde"), (WORDS,) * 5, csr_matrix(has.astype(float)))
-    z, expected, variance = z_scores(what, np.eye(labels)[y], q, kept)
+    z, labelled, expected, variance = z_scores(what, np.eye(labels)[y], q, kept)
     shifted = as_often(q[kept], np.eye(labels)[y][kept].mean(axis=0))
     rows = [row for row in range(60) if kept[row]]
     for feature in range(5):
@@ -88,6 +88,7 @@ def test_z_is_what_plain_loops_say(seed: int, labels: int) -> None:
             wanted = sum(shifted[place][label] for place in mine)
             scatter = max(LEAST_VARIANCE, sum(shifted[place][label] * (1 - shifted[place][label]) for place in mine))
             seen = sum(y[rows[place]] == label for place in mine)
+            assert labelled[feature, label] == seen
             assert expected[feature, label] == pytest.approx(wanted, abs=1e-9)
             assert variance[feature, label] == pytest.approx(scatter, abs=1e-9)
             assert z[feature, label] == pytest.approx((seen - wanted) / math.sqrt(scatter), abs=1e-9)

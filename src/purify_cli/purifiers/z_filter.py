@@ -203,19 +203,18 @@ def sift(what: Surface, labels: NDArray[np.int64], said: NDArray[np.float64], ch
         return Sifted(kept, [], [], 1.0)
     has = what.found.tocsc()
     is_label = np.eye(said.shape[1])[labels]
-    z, expected, variance = z_scores(what, is_label, said, kept)
+    z, of, expected, variance = z_scores(what, is_label, said, kept)
     usual = z[variance > LEAST_VARIANCE]
     low, high = np.quantile(usual, (0.25, 0.75)) if len(usual) else (0.0, 0.0)
     spread = max(1.0, float(high - low) / float(norm.ppf(0.75) - norm.ppf(0.25)))
     threshold = float(norm.isf(min(0.5, chance / z.size)))
-    of = what.found.T @ is_label
     first = z / spread
     kin, possible = np.zeros(z.shape, dtype=bool), np.ones(len(z), dtype=bool)
     told: list[Told] = []
     spared: list[str] = []
     while True:
-        now = z_scores(what, is_label, said, kept)[0] / spread
-        left = what.found[kept].T @ is_label[kept]
+        now, left, *_ = z_scores(what, is_label, said, kept)
+        now /= spread
         same = kin | ((first >= threshold) & (left <= of / 2))
         now[(now < np.where(same, threshold / 2, threshold)) | ~possible[:, None]] = -np.inf
         feature, label = np.unravel_index(now.argmax(), now.shape)
@@ -247,20 +246,24 @@ def sift(what: Surface, labels: NDArray[np.int64], said: NDArray[np.float64], ch
 
 def z_scores(
     what: Surface, is_label: NDArray[np.float64], said: NDArray[np.float64], kept: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """z, the expected number and its variance (LEAST_VARIANCE at least), each [features, labels], of the kept texts.
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Z of the texts that are kept, and what it is of, each [features, labels].
 
     Args:
         what: features of the texts.
         is_label: [texts, labels], 1 at each text's label.
         said: q, [texts, labels].
         kept: [texts].
+
+    Returns:
+        z; how many texts of a feature have a label; how many are expected to; and the variance of that number,
+        LEAST_VARIANCE at least.
     """
     q = as_often(said[kept], is_label[kept].mean(axis=0))
     has = what.found[kept].T
-    expected = has @ q
+    labelled, expected = has @ is_label[kept], has @ q
     variance = np.maximum(has @ (q * (1 - q)), LEAST_VARIANCE)
-    return (has @ is_label[kept] - expected) / np.sqrt(variance), expected, variance
+    return (labelled - expected) / np.sqrt(variance), labelled, expected, variance
 
 
 def as_often(said: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
