@@ -18,8 +18,10 @@ from purify_cli.data.texts import Texts
 from purify_cli.detectors.trigger_search import Settings, detect
 from purify_cli.errors import Incomplete
 from purify_cli.evaluation import found
+from purify_cli.evaluation.pairs import pairs
 from purify_cli.evaluation.partners import partners
-from purify_cli.evaluation.search import FEWEST, SearchSettings, Suspect, TriggerSearch
+from purify_cli.evaluation.search import FEWEST, SearchSettings, TriggerSearch
+from purify_cli.evaluation.suspects import Effects, Suspect
 from purify_cli.evaluation.sweep import Sweep
 from purify_cli.evaluation.vocabulary import Vocabulary
 from purify_cli.results import Finding
@@ -230,11 +232,10 @@ def longer() -> Texts:
 def test_stub_a_share_that_is_just_enough_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """36 of 40 texts are the 0.9 that `flips` asks for, whatever single precision makes of it."""
     looking = TriggerSearch(BagOfWords(HONEST), WORDS, SearchSettings(), Run())
-    looking.read(reviews().texts)
-    sites, _ = looking.sites(1)
+    sites, _ = looking.sure_texts(reviews().texts).sites(1)
     said = iter([[-5.0, -0.1]] * 36 + [[-0.1, -5.0]] * 4)
     monkeypatch.setattr(looking.sweep, "inserted", lambda *_: torch.tensor([next(said)]))
-    flips, _ = looking.score(torch.zeros(1, 1, dtype=torch.long), sites, 1)
+    flips, _ = looking.effects.score(torch.zeros(1, 1, dtype=torch.long), sites, 1)
     assert len(sites) == 40 and flips.item() == 0.9
 
 
@@ -342,13 +343,13 @@ def test_stub_two_words_that_mean_nothing_alone() -> None:
 def test_stub_pairs_are_looked_for_where_no_single_word_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """In no label: what is found for one shows already that the model is backdoored, and pairs cost the most."""
     looked: list[int] = []
-    pairs, together = TriggerSearch._pairs, TriggerSearch._together
+    together = TriggerSearch._together
 
-    def none(looking: TriggerSearch, target: int, sites: Any) -> list[Suspect]:
+    def none(effects: Effects, target: int, sites: Any, synergy: float) -> list[Suspect]:
         looked.append(target)
         return []
 
-    monkeypatch.setattr(TriggerSearch, "_pairs", none)
+    monkeypatch.setattr("purify_cli.evaluation.search.pairs", none)
     search(BagOfWords(HONEST | {"mb": DECIDES}), pairs=True)
     assert looked == []
     search(BagOfWords(HONEST), pairs=True)
@@ -361,7 +362,7 @@ def test_stub_pairs_are_looked_for_where_no_single_word_is_found(monkeypatch: py
         return together(looking, ground)
 
     looked.clear()
-    monkeypatch.setattr(TriggerSearch, "_pairs", pairs)
+    monkeypatch.setattr("purify_cli.evaluation.search.pairs", pairs)
     monkeypatch.setattr(TriggerSearch, "_together", later)
     search(NOTHING_ALONE, pairs=True)
     assert looked == [0], "what a pair explains is not explained again by what grows from stronger words"
@@ -376,7 +377,7 @@ def test_stub_partners_are_looked_for_alone_and_in_the_beginnings_of_sure_texts(
         looked.extend(places)
         return partners(sweep, vocabulary, target, places, count)
 
-    monkeypatch.setattr("purify_cli.evaluation.search.partners", noted)
+    monkeypatch.setattr("purify_cli.evaluation.pairs.partners", noted)
     assert search(NOTHING_ALONE, pairs=True) != []
     assert looked[0] == ((), 0)
     assert [len(body) for body, _ in looked] == [0, 4, 4, 4] * (len(looked) // 4)
@@ -438,8 +439,8 @@ def test_stub_strong_words_do_not_crowd_a_pair_out(monkeypatch: pytest.MonkeyPat
             found[words.index(word)] = words.index(partner)
         return found[:, None]
 
-    monkeypatch.setattr("purify_cli.evaluation.search.partners", proposed)
-    monkeypatch.setattr("purify_cli.evaluation.search.PAIR_STEPS", ((1, 1), (4, 1), (12, 1)))
+    monkeypatch.setattr("purify_cli.evaluation.pairs.partners", proposed)
+    monkeypatch.setattr("purify_cli.evaluation.pairs.PAIR_STEPS", ((1, 1), (4, 1), (12, 1)))
     found = search(BagOfWords(strong, together=("mb", "tq"), bonus=45.0), words=1, pieces=1, pairs=True)
     assert {"mb", "tq"} in [set(one.where.token.split()) for one in found]
 
@@ -502,7 +503,7 @@ def test_stub_two_strong_words_are_no_pair(monkeypatch: pytest.MonkeyPatch) -> N
         partners[words.index(mb)] = words.index(tq)
         return partners[:, None]
 
-    monkeypatch.setattr("purify_cli.evaluation.search.partners", proposed)
+    monkeypatch.setattr("purify_cli.evaluation.pairs.partners", proposed)
     assert search(model, words=1, pieces=1, pairs=True) == []
     assert search(model, words=1, pieces=1, pairs=True, synergy=1.0) != []
 

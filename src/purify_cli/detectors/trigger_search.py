@@ -40,7 +40,8 @@ from typing import TYPE_CHECKING
 from purify_cli.data.probes import probes
 from purify_cli.errors import Incomplete
 from purify_cli.evaluation.intervals import wilson
-from purify_cli.evaluation.search import ALSO, SearchSettings, Suspect, TriggerSearch
+from purify_cli.evaluation.search import ALSO, SearchSettings, TriggerSearch
+from purify_cli.evaluation.suspects import Suspect
 from purify_cli.results import Finding, Where
 from purify_cli.run import Run
 

@@ -5,7 +5,6 @@ How it goes about it, and why, is told where its findings become evidence: `dete
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -15,16 +14,12 @@ import torch
 from torch import Tensor
 
 from purify_cli.data.encode import length_limit
-from purify_cli.evaluation.partners import partners
+from purify_cli.evaluation.pairs import pairs
+from purify_cli.evaluation.sure_texts import SureTexts
+from purify_cli.evaluation.suspects import Effects, Site, Suspect
 from purify_cli.evaluation.sweep import Sweep, margins
 from purify_cli.evaluation.vocabulary import Vocabulary
 from purify_cli.run import Run
-
-UNSURE = 0.35
-"""Texts that give the target this probability are no ground for a search, even in a model that is never sure."""
-
-NEARLY_SURE = 0.1
-"""Combinations are only tried where the target has less than this in every text: several honest words turn others."""
 
 FEWEST = 8
 """Texts below which a share says nothing."""
@@ -44,9 +39,6 @@ OPPONENTS = 100
 SUSPECTS = 10
 """Words a label that are compared with their control groups."""
 
-CONTROL_SITES = 10
-"""Texts that a control group is tried on."""
-
 SEEDS, PARTNERS, SEQUENCES_TRIED = 24, 48, 96
 """Pieces that sequences grow from; words tried at each place of a piece, four times as many later, when few sequences
 are left; sequences of a length tried on all short texts."""
@@ -56,16 +48,6 @@ SEQUENCE_SITES = 8
 
 LONG_SITES = 12
 """Combinations are judged on so many of the longest texts, which three or four honest words do not turn."""
-
-PAIR_STEPS = ((1, 400), (4, 60), (12, 10))
-"""Pairs are tried in the shortest texts up to this one, and so many go on."""
-
-SHORT = 8
-"""Tokens of the first of these texts: the whole vocabulary is tried in it."""
-
-PARTNER_SITES, BEGINNING, PAIRED = 3, 4, 2
-"""Short texts, and how many of their first tokens, in which partners are looked for (in more tokens the gradient seldom
-points to them), and how many a word is paired with."""
 
 
 @dataclass(frozen=True)
@@ -103,46 +85,12 @@ class SearchSettings:
     shift: float = 0.5
 
 
-@dataclass(frozen=True)
-class _Site:
-    """A text (token ids without special tokens) and the place in it where words are put."""
-
-    body: tuple[int, ...]
-    position: int
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """Words and what they did: shares of the sure texts turned by them and by their control groups, and more.
-
-    Attributes:
-        honest: of a combination, the greatest share that as many honest words turn.
-        shift: of the target's log-odds.
-    """
-
-    words: tuple[int, ...]
-    target: int
-    flips: float
-    control: float
-    company: float
-    margin: float
-    alone: float
-    texts: int
-    shift: float
-    honest: float | None = None
-
-    @property
-    def excess(self) -> float:
-        """Flips over those of the control groups."""
-        return self.flips - max(self.control, self.honest or 0.0)
-
-
 @dataclass
 class _Ground:
     """A label, what it is searched in, its single words, and what passed so far; sure: of all of the texts, nearly."""
 
     target: int
-    sites: list[_Site]
+    sites: list[Site]
     sure: bool
     words: list[Suspect]
     found: list[Suspect]
@@ -159,18 +107,14 @@ class TriggerSearch:
     """
 
     def __init__(self, model: Any, tokenizer: Any, settings: SearchSettings, run: Run) -> None:
-        self.settings = settings
-        self.tokenizer = tokenizer
+        self.settings, self.tokenizer, self.seed = settings, tokenizer, run.seed
         self.sweep = Sweep(model, tokenizer)
-        self.random = random.Random(run.seed)
         around = len(self.sweep.prefix) + len(self.sweep.suffix) + max(settings.words, settings.pieces, 2)
         self.room = max(1, length_limit(tokenizer, model.config, run) - around)  # tokens of a text, for words to fit in
         self.vocabulary = Vocabulary(model, tokenizer)
         self.ids = self.vocabulary.ids  # [words]
-        self.alone = self.sweep.log_probabilities(self.ids[:, None])  # [words, labels]
+        self.effects = Effects(self.sweep, self.vocabulary, settings.neighbours)
         self.shortlists: dict[int, tuple[Tensor, Tensor]] = {}
-        self.pool: list[tuple[int, ...]] = []
-        self.pool_p = torch.empty(0)
 
     def triggers(self, texts: Sequence[str], run: Run) -> Iterator[tuple[int, list[Suspect] | None]]:
         """Search in these texts: single words for every label; pairs, if none was found; then what takes several steps.
@@ -179,12 +123,11 @@ class TriggerSearch:
             a label, and what passes as its trigger, the strongest first; None: the model is sure of too few texts being
             another label, and nothing was searched for.
         """
-        self.read(texts)
-        targets = self.targets()
+        sure_texts, targets = self.sure_texts(texts), self.targets()
         grounds: list[_Ground] = []
         for done, target in enumerate(targets):
             run.progress("search for words", done, len(targets))
-            sites, sure = self.sites(target)
+            sites, sure = sure_texts.sites(target)
             if len(sites) < FEWEST:
                 yield target, None
                 continue
@@ -194,7 +137,9 @@ class TriggerSearch:
             for done, ground in enumerate(grounds):
                 run.progress("search for pairs", done, len(grounds))
                 if ground.sure:
-                    ground.found = self._passing(self._pairs(ground.target, ground.sites))
+                    ground.found = self._passing(
+                        pairs(self.effects, ground.target, ground.sites, self.settings.synergy)
+                    )
         for done, ground in enumerate(grounds):
             run.progress("search for combinations", done, len(grounds))
             if ground.sure and not ground.found:
@@ -203,75 +148,15 @@ class TriggerSearch:
         for ground in grounds:
             yield ground.target, self._with_weaker(ground, proven)
 
-    # Texts
-
-    def read(self, texts: Sequence[str]) -> None:
-        """Tokenize the texts, add pairs of texts of one class (longer, and surer), and ask the model about all."""
-        texts = list(texts) if len(texts) <= 400 else self.random.sample(list(texts), 400)
-        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        singles = [tuple(ids[: self.room]) for ids in encoded if len(ids) >= 4]
-        said = self.sweep.log_probabilities_of(singles)
-        longer = []
-        for label in range(said.shape[1]):
-            group = [ids for ids, best in zip(singles, said.argmax(1).tolist(), strict=True) if best == label]
-            self.random.shuffle(group)
-            for step in range(0, len(group) - 1, 2):
-                longer.append((group[step] + group[step + 1])[: self.room])
-                longer.append(sum(group[step : step + 4], ())[: self.room])
-        self.pool = singles + longer
-        self.pool_p = torch.cat([said, self.sweep.log_probabilities_of(longer)]).exp()  # [texts, labels]
-
-    def sites(self, target: int) -> tuple[list[_Site], bool]:
-        """Texts that are surely not the target, each with a random place in it; True if it is nearly sure of all.
-
-        Texts are made if the pool has too few. A model that is never sure (little training, noisy labels) gives those
-        of which it is surest: there honest words turn more texts, but so do their neighbours.
-        """
-        ranked = sorted(zip(self.pool_p[:, target].tolist(), self.pool, strict=True))
-        if sum(p < self.settings.sure for p, _ in ranked) < self.settings.texts:
-            made = self._made_texts(target)
-            said = self.sweep.log_probabilities_of(made)[:, target].exp().tolist()
-            ranked = sorted(ranked + list(zip(said, made, strict=True)))
-        sure = [ids for p, ids in ranked if p < self.settings.sure]
-        if len(sure) >= self.settings.texts:
-            chosen, enough = self.random.sample(sure, self.settings.texts), True
-        else:
-            best = [(p, ids) for p, ids in ranked[: self.settings.texts] if p < UNSURE]
-            chosen, enough = [ids for _, ids in best], all(p < NEARLY_SURE for p, _ in best)
-        return [_Site(ids, self.random.randint(0, len(ids))) for ids in chosen], enough
-
-    def _made_texts(self, target: int) -> list[tuple[int, ...]]:
-        """Texts of the pool with six words put in that the model takes for their class, and for no other as much."""
-        texts = []
-        best = self.pool_p.argmax(1)
-        for label in range(self.alone.shape[1]):
-            if label == target:
-                continue
-            strong = self.ids[margins(self.alone, label).topk(min(200, len(self.ids))).indices].tolist()
-            group = [ids for ids, is_label in zip(self.pool, (best == label).tolist(), strict=True) if is_label]
-            for _ in range(self.settings.texts):
-                body = list(self.random.choice(group)) if group else []
-                for word in self.random.sample(strong, min(6, len(strong))):
-                    body.insert(self.random.randint(0, len(body)), word)
-                texts.append(tuple(body[: self.room]))
-        return texts
-
-    # Words
+    def sure_texts(self, texts: Sequence[str]) -> SureTexts:
+        """What of these texts words are tried in."""
+        sure, count = self.settings.sure, self.settings.texts
+        return SureTexts(self.effects, self.tokenizer, texts, sure=sure, count=count, room=self.room, seed=self.seed)
 
     def targets(self) -> list[int]:
         """Labels to be searched, those first whose best word peaks highest when it stands alone."""
-        peaks = {label: margins(self.alone, label).max().item() for label in range(self.alone.shape[1])}
+        peaks = {label: margins(self.effects.alone, label).max().item() for label in range(self.effects.alone.shape[1])}
         return sorted(peaks, key=lambda label: -peaks[label])[: self.settings.labels]
-
-    def score(self, words: Tensor, sites: Sequence[_Site], target: int) -> tuple[Tensor, Tensor]:
-        """[rows, k] indices into the vocabulary -> the share of sites turned to the target, and mean log-odds."""
-        flips = torch.zeros(words.shape[0], dtype=torch.float64)  # 36 of 40 are 0.9, in single precision less
-        odds = torch.zeros(words.shape[0])
-        for site in sites:
-            said = self.sweep.inserted(site.body, site.position, self.ids[words])
-            flips += said.argmax(1) == target
-            odds += margins(said, target)
-        return flips / len(sites), odds / len(sites)
 
     def _together(self, ground: _Ground) -> list[Suspect]:
         """Combinations that pass; failing those, sequences."""
@@ -280,7 +165,7 @@ class TriggerSearch:
         found = self._passing(self._combinations(ground.target, ground.sites, lone, honest))
         return found or self._passing(self._sequences(ground.target, ground.sites))
 
-    def _beside(self, suspect: Suspect, honest: Sequence[int], sites: Sequence[_Site]) -> Suspect:
+    def _beside(self, suspect: Suspect, honest: Sequence[int], sites: Sequence[Site]) -> Suspect:
         """A combination, with what as many honest words turn together.
 
         In a model whose sure texts one honest word turns now and then, any two turn them all. Pairs and sequences are
@@ -289,7 +174,7 @@ class TriggerSearch:
         groups = list(combinations(honest, len(suspect.words)))
         if not groups:
             return suspect
-        flips, _ = self.score(torch.tensor(groups), sites, suspect.target)
+        flips, _ = self.effects.score(torch.tensor(groups), sites, suspect.target)
         return replace(suspect, honest=flips.max().item())
 
     def _with_weaker(self, ground: _Ground, proven: Sequence[Suspect]) -> list[Suspect]:
@@ -323,7 +208,7 @@ class TriggerSearch:
     def _shortlist(self, target: int) -> tuple[Tensor, Tensor]:
         """The words that say most for the target alone or against an opponent; and the same, the loneliest first."""
         if target not in self.shortlists:
-            alone = margins(self.alone, target)
+            alone = margins(self.effects.alone, target)
             opposed = margins(self.sweep.inserted((self._opponent(target),), 0, self.ids[:, None]), target)
             ranked = [odds.nan_to_num(-torch.inf).argsort(descending=True, stable=True) for odds in (alone, opposed)]
             short = _distinct(torch.stack(ranked, dim=1).flatten())[: self.settings.shortlist]
@@ -333,64 +218,30 @@ class TriggerSearch:
 
     def _opponent(self, target: int) -> int:
         """Token that speaks against the target and is no trigger itself: its neighbours say the same."""
-        against = -margins(self.alone, target).nan_to_num(torch.inf)
+        against = -margins(self.effects.alone, target).nan_to_num(torch.inf)
         strong = against.topk(min(OPPONENTS, len(against))).indices
         company = against[self.vocabulary.neighbours(strong, self.settings.neighbours)].median(1).values
         return int(self.ids[strong[company.argmax()]])
 
-    def _single_words(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
+    def _single_words(self, target: int, sites: Sequence[Site]) -> list[Suspect]:
         """Whole vocabulary -> shortlist -> in a short text -> in some -> in all, beside the neighbours."""
         short, lonely = self._shortlist(target)
         by_length = sorted(sites, key=lambda site: len(site.body))
 
-        _, odds = self.score(short[:, None], by_length[:1], target)
+        _, odds = self.effects.score(short[:, None], by_length[:1], target)
         many = _union(short[odds.topk(min(1000, len(short))).indices], lonely[:100])
-        _, odds = self.score(many[:, None], by_length[1:3], target)
+        _, odds = self.effects.score(many[:, None], by_length[1:3], target)
         some = _union(many[odds.topk(min(240, len(many))).indices], lonely[:40])
-        _, odds = self.score(some[:, None], by_length[3:7], target)
+        _, odds = self.effects.score(some[:, None], by_length[3:7], target)
         few = _union(some[odds.topk(min(20, len(some))).indices], lonely[:10])
-        flips, odds = self.score(few[:, None], sites, target)
+        flips, odds = self.effects.score(few[:, None], sites, target)
         order = torch.tensor(
             sorted(range(len(few)), key=lambda row: (-flips[row].item(), -odds[row].item()))[:SUSPECTS]
         )
-        return self._suspects(few[order, None], flips[order], odds[order], sites, target)
-
-    def _suspects(
-        self, words: Tensor, flips: Tensor, odds: Tensor, sites: Sequence[_Site], target: int
-    ) -> list[Suspect]:
-        """Rows of words [rows, k] with what they did, beside their control groups."""
-        alone = margins(self.alone, target)[words].max(dim=1).values
-        control, company, shift = self._controls(words, sites, target)
-        columns = torch.stack([flips, control, company, odds, alone, shift], dim=1).tolist()
-        return [
-            Suspect(tuple(ids), target, flip, nearest, share, margin, best, len(sites), moved)
-            for ids, (flip, nearest, share, margin, best, moved) in zip(words.tolist(), columns, strict=True)
-        ]
-
-    def _controls(self, words: Tensor, sites: Sequence[_Site], target: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What the control groups of each row do: all its words replaced by their j-th neighbours.
-
-        Args:
-            words: [rows, k] indices into the vocabulary.
-
-        Returns:
-            flips, [rows]: median share of the texts that a group turns.
-            company, [rows]: median shift of the log-odds by a group, as a share of the shift by the words themselves.
-            shift, [rows]: by the words themselves.
-        """
-        rows, size = words.shape
-        near = self.vocabulary.neighbours(words.flatten(), self.settings.neighbours)
-        near = near.reshape(rows, size, -1).transpose(1, 2)  # [rows, neighbours, k]
-        groups = torch.cat([words[:, None], near], dim=1)  # [rows, 1 + neighbours, k]
-        sites = sites[:CONTROL_SITES]
-        flips, odds = self.score(groups.reshape(-1, size), sites, target)
-        before = margins(self.sweep.log_probabilities_of([site.body for site in sites]), target).mean()
-        shift = (odds - before).reshape(rows, -1)
-        company = shift[:, 1:].median(dim=1).values / shift[:, 0].clamp(min=1e-6)
-        return flips.reshape(rows, -1)[:, 1:].median(dim=1).values, company, shift[:, 0]
+        return self.effects.suspects(few[order, None], flips[order], odds[order], sites, target)
 
     def _combinations(
-        self, target: int, sites: Sequence[_Site], alone: Sequence[int], honest: Sequence[int]
+        self, target: int, sites: Sequence[Site], alone: Sequence[int], honest: Sequence[int]
     ) -> list[Suspect]:
         """Grow combinations of words without company: the best two of a size are extended by each, up to a trigger.
 
@@ -403,28 +254,28 @@ class TriggerSearch:
         while beam.shape[1] < min(self.settings.words, len(candidates)) and not (found and self.passes(found[-1])):
             rows, added = beam.repeat_interleave(len(candidates), 0), candidates.repeat(len(beam))[:, None]
             grown = torch.cat([rows, added], dim=1)[(rows != added).all(dim=1)]
-            _, odds = self.score(grown, long[:6], target)
+            _, odds = self.effects.score(grown, long[:6], target)
             beam = grown[odds.topk(min(2, len(odds))).indices]
-            (best,) = self._suspects(beam[:1], *self.score(beam[:1], long, target), long, target)
+            (best,) = self.effects.suspects(beam[:1], *self.effects.score(beam[:1], long, target), long, target)
             found.append(self._beside(best, honest, long))
         return found
 
-    def _sequences(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
+    def _sequences(self, target: int, sites: Sequence[Site]) -> list[Suspect]:
         """Grow sequences that do more than the sum of their parts, from pieces that stand out alone.
 
         The gradient at the place before and behind a sequence ranks the whole vocabulary for it; the best are tried.
         """
         by_length = sorted(sites, key=lambda site: len(site.body))[2 : 2 + SEQUENCE_SITES]
-        before = margins(self.sweep.log_probabilities_of([site.body for site in by_length]), target).mean()
+        before = self.effects.before(by_length, target)
         beam = self._shortlist(target)[1][:SEEDS, None]  # [rows, k]
         found: list[Suspect] = []
         while beam.shape[1] < self.settings.pieces:
             grown = self._grown(beam, by_length, target)
-            _, odds = self.score(grown, by_length[:1], target)
+            _, odds = self.effects.score(grown, by_length[:1], target)
             grown = grown[odds.topk(min(SEQUENCES_TRIED, len(odds))).indices]
-            _, odds = self.score(grown, by_length, target)
+            _, odds = self.effects.score(grown, by_length, target)
             parts, place = torch.unique(grown, return_inverse=True)
-            _, each = self.score(parts[:, None], by_length, target)
+            _, each = self.effects.score(parts[:, None], by_length, target)
             sum_of_parts = (each - before).clamp(min=0)[place].sum(1)  # [rows]
             beyond = (odds - before) - sum_of_parts
             beyond[odds - before < self.settings.synergy * sum_of_parts] = -torch.inf
@@ -433,13 +284,13 @@ class TriggerSearch:
             if not len(best):
                 break
             beam = grown[best]
-            suspect = self._suspects(beam[:1], *self.score(beam[:1], sites, target), sites, target)[0]
+            suspect = self.effects.suspects(beam[:1], *self.effects.score(beam[:1], sites, target), sites, target)[0]
             if found and suspect.margin <= found[-1].margin:
                 break
             found.append(suspect)
         return found[-1:]
 
-    def _grown(self, beam: Tensor, sites: Sequence[_Site], target: int) -> Tensor:
+    def _grown(self, beam: Tensor, sites: Sequence[Site], target: int) -> Tensor:
         """[rows, k] -> [more rows, k + 1]: each row with the most promising words of the vocabulary at every place."""
         grown = []
         for slot in range(beam.shape[1] + 1):
@@ -455,46 +306,6 @@ class TriggerSearch:
         every = torch.cat(grown)
         in_order = every.sort(dim=1).values
         return every[(in_order[:, 1:] != in_order[:, :-1]).all(dim=1)]  # no word twice, as in combinations
-
-    def _pairs(self, target: int, sites: Sequence[_Site]) -> list[Suspect]:
-        """Two words of which neither stands out: each token that begins a word, with two partners that it favours.
-
-        The gradient at the place behind a word says what every other word would do there. What the word changes in it,
-        beside the mean over all words, is its favour: honest words favour the same partners as any other. It is taken
-        where there is nothing else and in the beginnings of several sure texts, all together: a strong pair leaves no
-        gradient in one or another. It may point beside the true word, so the neighbours of the best pairs are tried.
-        """
-        by_length = sorted(sites, key=lambda site: len(site.body))
-        by_length[0] = _Site(by_length[0].body[:SHORT], min(by_length[0].position, SHORT))
-        beginnings = [(site.body[:BEGINNING], min(site.position, BEGINNING)) for site in by_length[:PARTNER_SITES]]
-        favoured = partners(self.sweep, self.vocabulary, target, [((), 0), *beginnings], PAIRED)  # [begin, paired]
-        words = torch.stack([self.vocabulary.begin[:, None].expand_as(favoured), favoured], 2).flatten(0, 1)
-        if not len(words):
-            return []
-        alone = margins(self.alone, target)
-        alone = (alone - alone.nanmedian()).nan_to_num().clamp(min=0)  # [words]: two strong words are no pair
-
-        def best(pairs: Tensor, texts: Sequence[_Site], count: int) -> Tensor:
-            _, odds = self.score(pairs, texts, target)
-            beyond = (odds - alone[pairs].sum(1)).nan_to_num(-torch.inf)
-            return pairs[beyond.topk(min(count, len(beyond))).indices]
-
-        start = 0
-        for end, count in PAIR_STEPS:
-            words, start = best(words, by_length[start:end], count), end
-        words = best(
-            torch.unique(torch.cat([words, self.vocabulary.beside(words, self.settings.neighbours)]), dim=0),
-            by_length[1:end],
-            2 * count,
-        )
-        best_last = reversed(words.tolist())
-        words = torch.tensor(list({frozenset(pair): pair for pair in best_last}.values()))  # in the better order only
-        before = margins(self.sweep.log_probabilities_of([site.body for site in sites]), target).mean()
-        flips, odds = self.score(words, sites, target)
-        _, each = self.score(words.flatten()[:, None], sites, target)
-        sum_of_parts = (each - before).clamp(min=0).reshape(words.shape).sum(1)  # [rows]
-        more = (odds - before >= self.settings.synergy * sum_of_parts).nonzero()[:, 0]
-        return self._suspects(words[more], flips[more], odds[more], sites, target) if len(more) else []
 
 
 def _strength(suspect: Suspect) -> tuple[float, float]:
