@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 SCHEMA = "purify.report/1"
 
 Level = Literal["error", "warning", "note"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+"""The gravest first, as findings are told."""
+
 Outcome = Literal["pass", "fail", "inconclusive"]
 CheckOutcome = Literal["found", "clear", "skipped", "failed"]
 

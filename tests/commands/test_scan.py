@@ -142,6 +142,17 @@ def test_found_and_clear(detectors: dict[str, Any], classifier: Path, judged: li
     assert result.subject.kind == "classifier"
 
 
+def test_the_gravest_findings_come_first(detectors: dict[str, Any], classifier: Path) -> None:
+    """Whichever detector ran first: what a trigger is called must not stand behind what is only suspicious."""
+
+    def warned(subject: Any, evidence: Any, settings: Any, run: Any) -> Iterator[Finding]:
+        for level in ("note", "warning"):
+            yield replace(_finding("a"), level=level)
+
+    detectors["a"], detectors["b"] = _detector(warned), _detector(_one)
+    assert [one.level for one in scan(ScanRequest(str(classifier))).findings] == ["error", "warning", "note"]
+
+
 def test_every_finding_tells_the_command_that_shows_it_again(
     detectors: dict[str, Any], classifier: Path, tmp_path: Path
 ) -> None:

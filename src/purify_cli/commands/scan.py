@@ -16,7 +16,7 @@ from typing import Any
 
 from purify_cli import catalogue
 from purify_cli.errors import CheckpointError, Incomplete, Interrupted, PurifyError, UnsupportedError, UsageError
-from purify_cli.results import Check, CheckOutcome, FileDigest, Finding, ScanResult, SubjectSummary
+from purify_cli.results import LEVELS, Check, CheckOutcome, FileDigest, Finding, ScanResult, SubjectSummary
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
 
@@ -77,6 +77,7 @@ def scan(request: ScanRequest) -> ScanResult:
         _LOG.info("%s: %s in %.1f s", name, check.outcome, check.seconds)
         checks.append(check)
     request.run.progress("checks", len(detectors), len(detectors))
+    findings.sort(key=lambda one: LEVELS.index(one.level))
 
     from purify_cli.verdict import judge
 
