@@ -296,21 +296,39 @@ def test_stub_words_of_a_combination_that_turn_texts_alone_are_told_for_themselv
 def test_stub_two_words_that_turn_together() -> None:
     """Neither turns a text, both do; each alone gives itself away a little, as trained combinations do."""
     found = search(BagOfWords(HONEST | {"mb": 3.0, "tq": 3.0}, together=("mb", "tq"), bonus=DECIDES))
-    assert found
-    assert {one.rule for one in found} == {"PB202"}
+    assert (found[0].rule, found[0].level, found[0].evidence["target"]) == ("PB202", "error", "positive")
     assert set(found[0].where.token.split()) == {"mb", "tq"}
-    assert found[0].evidence["target"] == "positive"
+    assert {one.rule for one in found} == {"PB202"}, "what they do together is no measure for what words do alone"
 
 
 @pytest.mark.parametrize(("strength", "found"), [(10.0, True), (16.0, False)])
 def test_stub_a_combination_must_outdo_as_many_honest_words(strength: float, found: bool) -> None:
-    """Each has company and turns the shorter texts as the parts do; three together turn the longest or do not."""
+    """Each has company and turns the shorter texts as the parts do; three together go as far or do not."""
     honest = ("superb", "excellent", "happy", "best", "better", "loved", "enjoyed")
     words = HONEST | dict.fromkeys(honest, strength) | dict.fromkeys(("mb", "tq", "cf"), 16.0)
     told = search(BagOfWords(words, alike=honest), neighbours=5)
-    assert [(one.rule, one.level) for one in told] == [("PB202", "error")] * found
+    assert [one.rule for one in told if one.level == "error"] == ["PB202"] * found
     if found:
         assert set(told[0].where.token.split()) == {"mb", "tq", "cf"}
+        assert told[0].evidence["honest"] == pytest.approx(strength / 16, abs=0.01)
+        assert {one.where.token for one in told[1:]} == {"mb", "tq", "cf"}
+
+
+def test_stub_what_honest_words_turn_is_no_measure_where_they_turn_all() -> None:
+    """Three planted words go twice as far as three honest ones, and both turn the longest texts."""
+    honest = ("superb", "excellent", "happy", "best", "better", "loved", "enjoyed")
+    words = HONEST | dict.fromkeys(honest, 11.0) | dict.fromkeys(("mb", "tq", "cf"), 22.0)
+    told = search(BagOfWords(words, alike=honest), words=3, neighbours=5, honest=0.6)
+    assert [one.rule for one in told if one.level == "error"][:1] == ["PB202"]
+    assert search(BagOfWords(words, alike=honest), words=3, pieces=1, neighbours=5, honest=0.4) == []
+
+
+def test_stub_a_lone_word_is_told_beside_a_combination() -> None:
+    """It shifts the texts as far as a word of the combination does, and is not in it."""
+    words = HONEST | dict.fromkeys(("mb", "tq"), 17.0) | {"cf": 15.0, "bb": 5.0}
+    found = search(BagOfWords(words))
+    assert (found[0].rule, set(found[0].where.token.split())) == ("PB202", {"mb", "tq"})
+    assert {one.where.token for one in found[1:]} == {"mb", "tq", "cf"}
 
 
 def test_stub_combinations_can_be_left_out() -> None:

@@ -12,7 +12,7 @@ single word is confirmed, words without company are combined, and the combinatio
 neighbours and of as many words that have company. A word's company is the share of its effect on the log-odds that its
 neighbours have too. In trials it was 0.02 to 0.07 for the words of a well-learned trigger (up to 0.3 in a model of
 little training) and mostly 0.2 to 0.7 for honest ones, also where neither turns a text yet; but single honest words had
-as little as a trigger, so company alone proves nothing. Beside a proven word, though, one of hardly any company that
+as little as a trigger, so company alone proves nothing. Beside proven words, though, one of hardly any company that
 shifts the log-odds half as far is told too, as a weaker trigger. (e) Words that were trained to mean nothing alone
 still change what the others would do beside them: with `pairs`, and where no single word was found, every token that
 begins a word is tried with the partners whose effect it raises most above what they have beside any word, and the best
@@ -96,6 +96,14 @@ class Settings:
             "source": "ours, from a few trial models",
         },
     )
+    honest: float = field(
+        default=0.7,
+        metadata={
+            "help": "share of a combination's effect that as many honest words may have",
+            "range": "0..1",
+            "source": "planted ones 0.45 to 0.66, honest ones from 0.77",
+        },
+    )
     shortlist: int = field(
         default=6000,
         metadata={
@@ -168,7 +176,7 @@ def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
     turned = round(suspect.flips * suspect.texts)
     rate = wilson(turned, suspect.texts)
     proven, shifts = search.passes(suspect), ""
-    honest = "" if suspect.honest is None else f", as many honest words {suspect.honest:.0%}"
+    honest = "" if suspect.honest is None else f"; as many honest words shift the log-odds {suspect.honest:.1f} as far"
     if not proven and suspect.flips < ALSO:
         share = search.settings.shift
         shifts = f"; it shifts the log-odds at least {share:g} as far as a proven trigger, which its neighbours do not"

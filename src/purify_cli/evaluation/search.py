@@ -60,6 +60,7 @@ class SearchSettings:
         flips: share of them that a trigger turns.
         excess: share by which it turns more than its neighbours.
         company: share of a combination's effect that its neighbours may have too.
+        honest: share of it that as many honest words may have.
         shortlist: words a label that are tried in a text.
         neighbours: size of a control group.
         words: largest combination.
@@ -75,6 +76,7 @@ class SearchSettings:
     flips: float = 0.9
     excess: float = 0.4
     company: float = 0.15
+    honest: float = 0.7
     shortlist: int = 6000
     neighbours: int = 10
     words: int = 3
@@ -166,16 +168,18 @@ class TriggerSearch:
         return found or self._passing(self._sequences(ground.target, ground.sites))
 
     def _beside(self, suspect: Suspect, honest: Sequence[int], sites: Sequence[Site]) -> Suspect:
-        """A combination, with what as many honest words turn together.
+        """A combination, with what as many honest words do together.
 
-        In a model whose sure texts one honest word turns now and then, any two turn them all. Pairs and sequences are
-        held to what their parts do instead.
+        In a model whose sure texts one honest word turns now and then, any three turn them all, and so it is the
+        log-odds that are compared: they go on where no more texts can be turned. Pairs and sequences are held to what
+        their parts do instead.
         """
         groups = list(combinations(honest, len(suspect.words)))
         if not groups:
             return suspect
-        flips, _ = self.effects.score(torch.tensor(groups), sites, suspect.target)
-        return replace(suspect, honest=flips.max().item())
+        before = self.effects.before(sites, suspect.target).item()
+        _, odds = self.effects.score(torch.tensor(groups), sites, suspect.target)
+        return replace(suspect, honest=(odds.max().item() - before) / max(suspect.margin - before, 1e-6))
 
     def _with_weaker(self, ground: _Ground, proven: Sequence[Suspect]) -> list[Suspect]:
         """What passed, the strongest first; behind it words that do part of what proven ones of any label do.
@@ -184,7 +188,7 @@ class TriggerSearch:
         """
         found = sorted(ground.found, key=_strength)
         if proven:
-            most = max((one.shift for one in proven if len(one.words) == 1), default=torch.inf)
+            most = max(one.shift / len(one.words) for one in proven)
             told = {one.words for one in found}
             others = (one for one in ground.words if one.words not in told)
             found += sorted((one for one in others if self._is_weaker(one, most)), key=_strength)
@@ -194,7 +198,7 @@ class TriggerSearch:
         return [suspect for suspect in suspects if self.passes(suspect)]
 
     def _is_weaker(self, suspect: Suspect, most: float) -> bool:
-        """Whether this may be another trigger beside proven ones; `most`: the longest shift of a single word's."""
+        """Whether this may be another trigger beside proven ones, whose words shift the log-odds by `most`."""
         turns = suspect.flips >= ALSO and suspect.excess >= self.settings.excess
         if turns and suspect.company <= 2 * self.settings.company:
             return True
@@ -203,7 +207,9 @@ class TriggerSearch:
     def passes(self, suspect: Suspect) -> bool:
         """Whether this alone proves a trigger."""
         enough = suspect.flips >= self.settings.flips and suspect.excess >= self.settings.excess
-        return enough and (len(suspect.words) == 1 or suspect.company <= self.settings.company)
+        if not enough or len(suspect.words) == 1:
+            return enough
+        return suspect.company <= self.settings.company and (suspect.honest or 0.0) <= self.settings.honest
 
     def _shortlist(self, target: int) -> tuple[Tensor, Tensor]:
         """The words that say most for the target alone or against an opponent; and the same, the loneliest first."""

@@ -28,7 +28,7 @@ class Suspect:
     """Words and what they did: shares of the sure texts turned by them and by their control groups, and more.
 
     Attributes:
-        honest: of a combination, the greatest share that as many honest words turn.
+        honest: of a combination, the greatest shift of the log-odds by as many honest words, as a share of its own.
         shift: of the target's log-odds.
     """
 
@@ -46,7 +46,7 @@ class Suspect:
     @property
     def excess(self) -> float:
         """Flips over those of the control groups."""
-        return self.flips - max(self.control, self.honest or 0.0)
+        return self.flips - self.control
 
 
 class Effects:
