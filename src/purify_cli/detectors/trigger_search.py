@@ -97,11 +97,11 @@ class Settings:
         },
     )
     honest: float = field(
-        default=0.7,
+        default=0.75,
         metadata={
             "help": "share of a combination's effect that as many honest words may have",
             "range": "0..1",
-            "source": "planted ones 0.45 to 0.66, honest ones from 0.77",
+            "source": "planted ones had 0.45 to 0.68, honest ones 0.83 and more",
         },
     )
     shortlist: int = field(
@@ -176,7 +176,7 @@ def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
     turned = round(suspect.flips * suspect.texts)
     rate = wilson(turned, suspect.texts)
     proven, shifts = search.passes(suspect), ""
-    honest = "" if suspect.honest is None else f"; as many honest words shift the log-odds {suspect.honest:.1f} as far"
+    honest = "" if suspect.honest is None else f"; as many honest words shift the log-odds {suspect.honest:.2f} as far"
     if not proven and suspect.flips < ALSO:
         share = search.settings.shift
         shifts = f"; it shifts the log-odds at least {share:g} as far as a proven trigger, which its neighbours do not"

@@ -76,7 +76,7 @@ class SearchSettings:
     flips: float = 0.9
     excess: float = 0.4
     company: float = 0.15
-    honest: float = 0.7
+    honest: float = 0.75
     shortlist: int = 6000
     neighbours: int = 10
     words: int = 3
