@@ -25,7 +25,8 @@ FIGURES = "figures"
 
 NAMES = {"badnets": "BadNets", "embedding": "EP", "ripple": "RIPPLe", "neuba": "NeuBA", "addsent": "AddSent"}
 NAMES |= {"hiddenkiller": "HiddenKiller", "stylebkd": "StyleBkd", "por": "POR", "lwp": "LWP"}
-"""Attacks as papers write them."""
+NAMES |= {"word": "an ordinary word", "pieces": "a word of several pieces", "agnews": "two words", "enron": "two words"}
+"""Attacks as papers write them, and what the held-out checkpoints have."""
 
 COLUMNS = ("seeds", "n (clean / triggered)", "seconds")
 
@@ -313,6 +314,7 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "musclelora_table1": musclelora_table1,
     "musclelora_table3": rows_of("musclelora_table3", papers.MUSCLELORA_TABLE_3),
     "auto": rows_of("auto", {}),
+    "auto_held_out": rows_of("auto_held_out", {}),
     "syntax": rows_of("syntax", {}),
     "syntax_floor": rows_of("syntax_floor", {}),
     "auto_untrusted": rows_of("auto_untrusted", {}),
