@@ -66,7 +66,8 @@ MOST_GROUNDS = 2
 """On how many of those that were judged the others are put, where none passes."""
 
 NOTHING_SEES = (
-    "a backdoor of a syntax or style other than those looked for (subordinate clauses, old English) would not be seen"
+    "a backdoor of a syntax or style other than those looked for (subordinate clauses, old English) would not be seen, "
+    "nor what is left of a word or phrase of which only some pieces were found"
 )
 
 
