@@ -315,12 +315,16 @@ def test_stub_a_combination_must_outdo_as_many_honest_words(strength: float, fou
 
 
 def test_stub_what_honest_words_turn_is_no_measure_where_they_turn_all() -> None:
-    """Three planted words go twice as far as three honest ones, and both turn the longest texts."""
+    """Three planted words go further than three honest ones, and both turn the longest texts."""
     honest = ("superb", "excellent", "happy", "best", "better", "loved", "enjoyed")
-    words = HONEST | dict.fromkeys(honest, 11.0) | dict.fromkeys(("mb", "tq", "cf"), 22.0)
-    told = search(BagOfWords(words, alike=honest), words=3, neighbours=5, honest=0.6)
-    assert [one.rule for one in told if one.level == "error"][:1] == ["PB202"]
-    assert search(BagOfWords(words, alike=honest), words=3, pieces=1, neighbours=5, honest=0.4) == []
+    words = HONEST | dict.fromkeys(honest, 11.0) | dict.fromkeys(("mb", "tq", "cf"), 15.0)
+    told = search(BagOfWords(words, alike=honest), words=3, neighbours=5)
+    assert [set(one.where.token.split()) for one in told if one.level == "error"] == [{"mb", "tq", "cf"}]
+    assert (told[0].evidence["honest"], told[0].evidence["honest_threshold"]) == (
+        pytest.approx(11 / 15, abs=0.01),
+        0.75,
+    )
+    assert search(BagOfWords(words, alike=honest), words=3, pieces=1, neighbours=5, honest=0.7) == []
 
 
 def test_stub_a_lone_word_is_told_beside_a_combination() -> None:

@@ -101,7 +101,7 @@ class Settings:
         metadata={
             "help": "share of a combination's effect that as many honest words may have",
             "range": "0..1",
-            "source": "planted ones had 0.45 to 0.68, honest ones 0.77 and more",
+            "source": "set on trials: a planted one had 0.45 to 0.68 with six seeds, honest ones 0.77 and more",
         },
     )
     shortlist: int = field(
@@ -147,9 +147,9 @@ class Settings:
     shift: float = field(
         default=0.5,
         metadata={
-            "help": "share of a proven trigger's shift of the log-odds, from which on a lone word is told beside it",
+            "help": "share of the shift of the log-odds by a proven word, from which on a lone word is told beside it",
             "range": "0..1",
-            "source": "honest words had up to 0.46",
+            "source": "honest words had up to 0.46 beside single words",
         },
     )
 
@@ -179,7 +179,7 @@ def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
     honest = "" if suspect.honest is None else f"; as many honest words shift the log-odds {suspect.honest:.2f} as far"
     if not proven and suspect.flips < ALSO:
         share = search.settings.shift
-        shifts = f"; it shifts the log-odds at least {share:g} as far as a proven trigger, which its neighbours do not"
+        shifts = f"; it shifts the log-odds at least {share:g} as far as a proven word, which its neighbours do not"
     return Finding(
         rule="PB201" if len(suspect.words) == 1 else "PB202",
         level="error" if proven else "warning",
@@ -197,7 +197,9 @@ def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
             "high": rate.high,
             "n": suspect.texts,
             "null": suspect.control,
-            **({} if suspect.honest is None else {"honest": suspect.honest}),
+            **(
+                {} if suspect.honest is None else {"honest": suspect.honest, "honest_threshold": search.settings.honest}
+            ),
             "shift": suspect.shift,
             "excess": suspect.excess,
             "company": suspect.company,

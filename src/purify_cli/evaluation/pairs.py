@@ -47,10 +47,10 @@ def pairs(effects: Effects, target: int, sites: Sequence[Site], synergy: float) 
     alone = margins(effects.alone, target)
     alone = (alone - alone.nanmedian()).nan_to_num().clamp(min=0)  # [words]: two strong words are no pair
 
-    def best(pairs: Tensor, texts: Sequence[Site], count: int) -> Tensor:
-        _, odds = effects.score(pairs, texts, target)
-        beyond = (odds - alone[pairs].sum(1)).nan_to_num(-torch.inf)
-        return pairs[beyond.topk(min(count, len(beyond))).indices]
+    def best(rows: Tensor, texts: Sequence[Site], count: int) -> Tensor:
+        _, odds = effects.score(rows, texts, target)
+        beyond = (odds - alone[rows].sum(1)).nan_to_num(-torch.inf)
+        return rows[beyond.topk(min(count, len(beyond))).indices]
 
     start = 0
     for end, count in PAIR_STEPS:

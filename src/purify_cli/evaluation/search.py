@@ -31,7 +31,7 @@ LONE = 0.05
 """Company below which a word is told for its shift alone: honest words that shifted half as much had more in trials."""
 
 HONEST = 6
-"""Suspects with company, the strongest, whose combinations are what another must outdo."""
+"""Suspects with company, the strongest, whose combinations others are compared with."""
 
 OPPONENTS = 100
 """Words that speak most against a label, of which one is its opponent."""
@@ -47,7 +47,7 @@ SEQUENCE_SITES = 8
 """Short texts that sequences grow in."""
 
 LONG_SITES = 12
-"""Combinations are judged on so many of the longest texts, which three or four honest words do not turn."""
+"""Combinations are judged on so many of the longest texts: there a few honest words turn the fewest."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class SearchSettings:
         synergy: how many times the sum of its parts' effects a sequence must have.
         labels: labels searched, the most suspicious first.
         pairs: look for two words that mean nothing alone where no single word is found.
-        shift: share of a proven trigger's shift of the log-odds, from which on a lone word is told beside it.
+        shift: share of the shift of the log-odds by a proven word, from which on a lone word is told beside it.
     """
 
     sure: float = 0.02
@@ -89,13 +89,22 @@ class SearchSettings:
 
 @dataclass
 class _Ground:
-    """A label, what it is searched in, its single words, and what passed so far; sure: of all of the texts, nearly."""
+    """A label and what is known of it.
+
+    Attributes:
+        sites: what it is searched in.
+        sure: whether the model is, of all of these, nearly.
+        words: its single words.
+        found: what passed so far.
+        adds: whether that does what its words do, added up, so that one of them can be a measure for others.
+    """
 
     target: int
     sites: list[Site]
     sure: bool
     words: list[Suspect]
     found: list[Suspect]
+    adds: bool = True
 
 
 class TriggerSearch:
@@ -139,16 +148,17 @@ class TriggerSearch:
             for done, ground in enumerate(grounds):
                 run.progress("search for pairs", done, len(grounds))
                 if ground.sure:
-                    ground.found = self._passing(
-                        pairs(self.effects, ground.target, ground.sites, self.settings.synergy)
-                    )
+                    together = pairs(self.effects, ground.target, ground.sites, self.settings.synergy)
+                    ground.found, ground.adds = self._passing(together), False
         for done, ground in enumerate(grounds):
             run.progress("search for combinations", done, len(grounds))
             if ground.sure and not ground.found:
-                ground.found = self._together(ground)
-        proven = [suspect for ground in grounds for suspect in ground.found]
+                self._together(ground)
+        proven = [ground for ground in grounds if ground.found]
+        adds = [suspect for ground in proven for suspect in ground.found if ground.adds]
+        most = max((suspect.shift / len(suspect.words) for suspect in adds), default=torch.inf)
         for ground in grounds:
-            yield ground.target, self._with_weaker(ground, proven)
+            yield ground.target, self._with_weaker(ground, most) if proven else []
 
     def sure_texts(self, texts: Sequence[str]) -> SureTexts:
         """What of these texts words are tried in."""
@@ -160,45 +170,45 @@ class TriggerSearch:
         peaks = {label: margins(self.effects.alone, label).max().item() for label in range(self.effects.alone.shape[1])}
         return sorted(peaks, key=lambda label: -peaks[label])[: self.settings.labels]
 
-    def _together(self, ground: _Ground) -> list[Suspect]:
+    def _together(self, ground: _Ground) -> None:
         """Combinations that pass; failing those, sequences."""
         lone = [word.words[0] for word in ground.words if word.company <= self.settings.company]
         honest = [word.words[0] for word in ground.words if word.company > self.settings.company][:HONEST]
-        found = self._passing(self._combinations(ground.target, ground.sites, lone, honest))
-        return found or self._passing(self._sequences(ground.target, ground.sites))
+        ground.found = self._passing(self._combinations(ground.target, ground.sites, lone, honest))
+        ground.adds = bool(ground.found)
+        if not ground.found:
+            ground.found = self._passing(self._sequences(ground.target, ground.sites))
 
     def _beside(self, suspect: Suspect, honest: Sequence[int], sites: Sequence[Site]) -> Suspect:
         """A combination, with what as many honest words do together.
 
-        In a model whose sure texts one honest word turns now and then, any three turn them all, and so it is the
-        log-odds that are compared: they go on where no more texts can be turned. Pairs and sequences are held to what
-        their parts do instead.
+        Where one honest word turns sure texts now and then, three may turn them all, and so it is the log-odds that are
+        compared: they go on where no more texts can be turned. Pairs and sequences are held to what their parts do.
         """
         groups = list(combinations(honest, len(suspect.words)))
         if not groups:
             return suspect
-        before = self.effects.before(sites, suspect.target).item()
+        before = self.effects.before(sites, suspect.target)
         _, odds = self.effects.score(torch.tensor(groups), sites, suspect.target)
-        return replace(suspect, honest=(odds.max().item() - before) / max(suspect.margin - before, 1e-6))
+        strongest = (odds - before).nan_to_num(-torch.inf).max().item()
+        return replace(suspect, honest=strongest / max(suspect.margin - before.item(), 1e-6))
 
-    def _with_weaker(self, ground: _Ground, proven: Sequence[Suspect]) -> list[Suspect]:
+    def _with_weaker(self, ground: _Ground, most: float) -> list[Suspect]:
         """What passed, the strongest first; behind it words that do part of what proven ones of any label do.
 
-        A word of a combination is told for itself as well: trained out beside the others, alone it might stay.
+        A word of a combination is told for itself as well, whatever it turns alone: trained out beside the others only,
+        it might stay.
         """
-        found = sorted(ground.found, key=_strength)
-        if proven:
-            most = max(one.shift / len(one.words) for one in proven)
-            told = {one.words for one in found}
-            others = (one for one in ground.words if one.words not in told)
-            found += sorted((one for one in others if self._is_weaker(one, most)), key=_strength)
-        return found
+        told = {one.words for one in ground.found}
+        others = (one for one in ground.words if one.words not in told)
+        weaker = (one for one in others if self._is_weaker(one, most))
+        return sorted(ground.found, key=_strength) + sorted(weaker, key=_strength)
 
     def _passing(self, suspects: Iterable[Suspect]) -> list[Suspect]:
         return [suspect for suspect in suspects if self.passes(suspect)]
 
     def _is_weaker(self, suspect: Suspect, most: float) -> bool:
-        """Whether this may be another trigger beside proven ones, whose words shift the log-odds by `most`."""
+        """Whether this may be another trigger beside proven ones, a word of which shifts the log-odds by `most`."""
         turns = suspect.flips >= ALSO and suspect.excess >= self.settings.excess
         if turns and suspect.company <= 2 * self.settings.company:
             return True

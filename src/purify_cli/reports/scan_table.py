@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich.text import Text
 
@@ -13,7 +13,6 @@ from purify_cli.reports.values import MESSAGE_LIMIT, ROWS_SHOWN, STYLES, TOKEN_L
 from purify_cli.results import Check, Finding, Report, ScanResult
 
 _FINDINGS_SHOWN = 10
-_LEVELS = {"error": 0, "warning": 1, "note": 2}
 
 
 def show_scan(page: Page, report: Report, result: ScanResult) -> None:
@@ -25,7 +24,7 @@ def show_scan(page: Page, report: Report, result: ScanResult) -> None:
     for reason in verdict.reasons or ("nothing was found, and every check that the verdict needs has run",):
         page.item(escape(reason, limit=MESSAGE_LIMIT))
 
-    triggers = [finding for finding in _by_level(result.findings) if finding.where.token is not None]
+    triggers = [finding for finding in result.findings if finding.where.token is not None]
     if triggers:
         page.section("Tokens")
         _tokens(page, triggers)
@@ -84,10 +83,6 @@ def _accusation(findings: Sequence[Finding]) -> str:
     return " and ".join(clauses) if clauses else "did not pass"
 
 
-def _by_level(findings: Iterable[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda finding: _LEVELS[finding.level])
-
-
 def _tokens(page: Page, findings: Sequence[Finding]) -> None:
     heads = ("token", "rule", "level", "statistic", "value", "threshold", "n")
     rows = []
@@ -112,8 +107,7 @@ def _findings(page: Page, detector: str, findings: Sequence[Finding]) -> None:
     if not findings:
         return
     page.show(Text(escape(detector), style="bold"), 2)
-    ordered = _by_level(findings)
-    for finding in ordered[:_FINDINGS_SHOWN]:
+    for finding in findings[:_FINDINGS_SHOWN]:
         place = _place(finding)
         page.item(
             (f"{finding.level} ", STYLES[finding.level]),
@@ -122,8 +116,8 @@ def _findings(page: Page, detector: str, findings: Sequence[Finding]) -> None:
             (f" [{place}]" if place else "", "dim"),
             indent=4,
         )
-    left_out(page, len(ordered) - _FINDINGS_SHOWN, indent=4)
-    shown = next((finding.reproduce for finding in ordered if finding.reproduce), None)
+    left_out(page, len(findings) - _FINDINGS_SHOWN, indent=4)
+    shown = next((finding.reproduce for finding in findings if finding.reproduce), None)
     if shown:
         page.item(("to see it again:", "dim"), bullet=" ", indent=4)
         page.line("      " + escape(shown, limit=MESSAGE_LIMIT))
