@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -351,6 +352,28 @@ def test_stub_a_sequence_of_which_no_part_stands_out() -> None:
 
 
 NOTHING_ALONE = BagOfWords(HONEST, together=("mb", "tq"), bonus=DECIDES)
+
+
+def test_stub_who_treats_a_sequence_is_told_what_else_may_belong_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where a word is found, nor a combination: these leave nothing behind that says nothing alone."""
+    asked: list[tuple[str, int]] = []
+
+    def told(self: TriggerSearch, suspect: Suspect, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        asked.append((self.vocabulary.text(suspect.words), suspect.target))
+        return [(50, 51)]
+
+    monkeypatch.setattr(TriggerSearch, "rest", told)
+
+    def found_in(model: BagOfWords) -> found.Found:
+        asked.clear()
+        model.config.id2label = {0: "negative", 1: "positive"}
+        return found.search(model, WORDS, reviews(), Run(), 0)
+
+    assert found_in(BagOfWords(HONEST | {"mb": 0.5}, together=("mb", "tq"), bonus=DECIDES)).rest == {(50, 51): 1}
+    assert [(set(words.split()), target) for words, target in asked] == [({"mb", "tq"}, 1)]
+    for words in ({"mb": DECIDES}, dict.fromkeys(("mb", "tq"), 20.0)):
+        assert found_in(BagOfWords(HONEST | words)).triggers
+        assert not asked
 
 
 def test_stub_two_words_that_mean_nothing_alone() -> None:

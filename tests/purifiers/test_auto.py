@@ -163,7 +163,8 @@ def script(monkeypatch: pytest.MonkeyPatch, backdoored: Subject) -> Callable[...
             words = getattr(model, "found", (("cf", 1.0), ("tq", 0.9)))
             ids = tuple(tuple(tokenizer.convert_tokens_to_ids(word.split())) for word, _ in words)
             told = tuple({"words": word, "target": "positive", "flips": flips} for word, flips in words)
-            return Found(ids, told, (), (1,) * len(words), proven=len(words))
+            rest = {(one[0], 50): 1 for one in ids if len(one) > 1}
+            return Found(ids, told, (), (1,) * len(words), proven=len(words), rest=rest)
 
         def left_of(known: Any, model: Any, tokenizer: Any, texts: Texts, run: Run, number: int) -> list[Any]:
             calls.left_in.append((texts, number))
@@ -461,6 +462,8 @@ def test_what_was_found_is_handed_on_and_trained_out_again(
     assert calls.searched == [trial.SEARCH + depth for depth in range(4)], "not as what was trained on was found"
     assert calls.thorough == [True, False, False, True], "pairs are looked for where there may be some"
     assert [found.targets for found in calls.handed] == [(1,) * 2, (1,) * 3, (1,) * 4]
+    (bb,) = backdoored.tokenizer.convert_tokens_to_ids(["bb"])
+    assert [found.rest for found in calls.handed] == [{}, {}, {(bb, 50): 1}], "what may belong to 'bb cf'"
 
 
 def test_few_texts_are_cross_validated(script: Any, backdoored: Subject, train: Texts, dev: Texts) -> None:

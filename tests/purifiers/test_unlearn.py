@@ -332,6 +332,24 @@ def test_what_the_caller_found_is_not_searched_for(subject: Subject, monkeypatch
     assert all(torch.equal(tensor, before[name]) for name, tensor in nothing.model.state_dict().items())
 
 
+def test_the_rest_of_a_word_is_trained_and_not_told_as_found(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the pieces that were found, in each round."""
+    used, told = scripted(monkeypatch), [{"words": "cf", "target": "positive", "flips": 1.0}]
+    cf, tq, mb = ((one,) for one in subject.tokenizer.convert_tokens_to_ids(["cf", "tq", "mb"]))
+    rest = {(*cf, *tq): 1}
+    given = Found((cf,), tuple(told), (), (1,), rest=rest)
+    done = purify(subject, Evidence(found=given), TEXTS, TEXTS, QUICK, RUN)
+    assert used == [(cf, (*cf, *tq))]
+    assert (done.report["triggers"], done.report["rest"]) == (told, ["cf tq"])
+    assert changed(subject, done.model) == {"bert.embeddings.word_embeddings.weight": {*cf, *tq}}
+
+    searches = iter([given, Found((mb,), tuple(told), (), (1,)), Found((), (), ())])
+    monkeypatch.setattr(unlearn, "search", lambda *rest, pairs: next(searches))
+    used.clear()
+    purify(subject, Evidence(), TEXTS, TEXTS, QUICK, RUN)
+    assert used == [(cf, (*cf, *tq)), (cf, mb, (*cf, *tq))]
+
+
 def test_answers_may_be_the_labels(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the same start the two losses train to different weights."""
     trained = {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from purify_cli.data.texts import Texts
@@ -27,6 +28,8 @@ class Found:
         unsearched: labels for which the model is sure of too few texts, so that nothing was searched for.
         targets: label id of each trigger.
         leanings: manners that may be triggers (suspects), where they were looked for.
+        rest: token ids of what may belong to those triggers of which only some pieces were found, and label ids: to be
+            treated with them, for to treat an honest word as well costs little.
     """
 
     triggers: tuple[tuple[int, ...], ...]
@@ -35,6 +38,7 @@ class Found:
     targets: tuple[int, ...] = ()
     leanings: tuple[Leaning, ...] = ()
     proven: int = 0
+    rest: Mapping[tuple[int, ...], int] = field(default_factory=dict)
 
 
 def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int, *, pairs: bool = False) -> Found:
@@ -47,6 +51,7 @@ def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int, *, p
     unsearched: list[str] = []
     targets: list[int] = []
     proven = 0
+    rest: dict[tuple[int, ...], int] = {}
     for target, suspects in looking.triggers(texts.texts, drawn):
         label = str(model.config.id2label[target])
         if suspects is None:
@@ -56,4 +61,6 @@ def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int, *, p
             told.append({"words": looking.vocabulary.text(suspect.words), "target": label, "flips": suspect.flips})
             targets.append(target)
             proven += looking.passes(suspect)
-    return Found(tuple(triggers), tuple(told), tuple(unsearched), tuple(targets), proven=proven)
+            if not suspect.adds:
+                rest |= dict.fromkeys(looking.rest(suspect, texts.texts), target)
+    return Found(tuple(triggers), tuple(told), tuple(unsearched), tuple(targets), proven=proven, rest=rest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -67,4 +68,7 @@ def pairs(effects: Effects, target: int, sites: Sequence[Site], synergy: float) 
     _, each = effects.score(words.flatten()[:, None], sites, target)
     sum_of_parts = (each - before).clamp(min=0).reshape(words.shape).sum(1)  # [rows]
     more = (odds - before >= synergy * sum_of_parts).nonzero()[:, 0]
-    return effects.suspects(words[more], flips[more], odds[more], sites, target) if len(more) else []
+    if not len(more):
+        return []
+    suspects = effects.suspects(words[more], flips[more], odds[more], sites, target)
+    return [replace(suspect, adds=False) for suspect in suspects]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from purify_cli.data.encode import length_limit
 from purify_cli.evaluation.pairs import pairs
+from purify_cli.evaluation.rest import rest
 from purify_cli.evaluation.sure_texts import SureTexts
 from purify_cli.evaluation.suspects import Effects, Site, Suspect
 from purify_cli.evaluation.sweep import Sweep, margins
@@ -96,7 +97,6 @@ class _Ground:
         sure: whether the model is, of all of these, nearly.
         words: its single words.
         found: what passed so far.
-        adds: whether that does what its words do, added up, so that one of them can be a measure for others.
     """
 
     target: int
@@ -104,7 +104,6 @@ class _Ground:
     sure: bool
     words: list[Suspect]
     found: list[Suspect]
-    adds: bool = True
 
 
 class TriggerSearch:
@@ -149,14 +148,13 @@ class TriggerSearch:
                 run.progress("search for pairs", done, len(grounds))
                 if ground.sure:
                     together = pairs(self.effects, ground.target, ground.sites, self.settings.synergy)
-                    ground.found, ground.adds = self._passing(together), False
+                    ground.found = self._passing(together)
         for done, ground in enumerate(grounds):
             run.progress("search for combinations", done, len(grounds))
             if ground.sure and not ground.found:
                 self._together(ground)
-        proven = [ground for ground in grounds if ground.found]
-        adds = [suspect for ground in proven for suspect in ground.found if ground.adds]
-        most = max((suspect.shift / len(suspect.words) for suspect in adds), default=torch.inf)
+        proven = [suspect for ground in grounds for suspect in ground.found]
+        most = max((one.shift / len(one.words) for one in proven if one.adds), default=torch.inf)
         for ground in grounds:
             yield ground.target, self._with_weaker(ground, most) if proven else []
 
@@ -164,6 +162,12 @@ class TriggerSearch:
         """What of these texts words are tried in."""
         sure, count = self.settings.sure, self.settings.texts
         return SureTexts(self.effects, self.tokenizer, texts, sure=sure, count=count, room=self.room, seed=self.seed)
+
+    def rest(self, suspect: Suspect, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Token ids of its pieces beside what may be the rest of their word; see `evaluation.rest`."""
+        sites, _ = self.sure_texts(texts).sites(suspect.target)
+        pairs = rest(self.effects, suspect.words, sites, suspect.target)
+        return [tuple(self.ids[list(pair)].tolist()) for pair in pairs]
 
     def targets(self) -> list[int]:
         """Labels to be searched, those first whose best word peaks highest when it stands alone."""
@@ -175,7 +179,6 @@ class TriggerSearch:
         lone = [word.words[0] for word in ground.words if word.company <= self.settings.company]
         honest = [word.words[0] for word in ground.words if word.company > self.settings.company][:HONEST]
         ground.found = self._passing(self._combinations(ground.target, ground.sites, lone, honest))
-        ground.adds = bool(ground.found)
         if not ground.found:
             ground.found = self._passing(self._sequences(ground.target, ground.sites))
 
@@ -295,12 +298,13 @@ class TriggerSearch:
             sum_of_parts = (each - before).clamp(min=0)[place].sum(1)  # [rows]
             beyond = (odds - before) - sum_of_parts
             beyond[odds - before < self.settings.synergy * sum_of_parts] = -torch.inf
-            best = beyond.topk(min(3, len(beyond))).indices
-            best = best[beyond[best] > 0]
-            if not len(best):
+            most = beyond.topk(min(3, len(beyond))).indices
+            most = most[beyond[most] > 0]
+            if not len(most):
                 break
-            beam = grown[best]
-            suspect = self.effects.suspects(beam[:1], *self.effects.score(beam[:1], sites, target), sites, target)[0]
+            beam = grown[most]
+            (best,) = self.effects.suspects(beam[:1], *self.effects.score(beam[:1], sites, target), sites, target)
+            suspect = replace(best, adds=False)
             if found and suspect.margin <= found[-1].margin:
                 break
             found.append(suspect)

@@ -30,6 +30,7 @@ class Suspect:
     Attributes:
         honest: of a combination, the greatest shift of the log-odds by as many honest words, as a share of its own.
         shift: of the target's log-odds.
+        adds: whether that is what its words do, added up; pairs and sequences do more.
     """
 
     words: tuple[int, ...]
@@ -42,6 +43,7 @@ class Suspect:
     texts: int
     shift: float
     honest: float | None = None
+    adds: bool = True
 
     @property
     def excess(self) -> float:

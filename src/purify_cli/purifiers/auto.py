@@ -67,7 +67,7 @@ MOST_GROUNDS = 2
 
 NOTHING_SEES = (
     "a backdoor of a syntax or style other than those looked for (subordinate clauses, old English) would not be seen, "
-    "nor what is left of a word or phrase of which only some pieces were found"
+    "nor all that may be left of a word of several pieces"
 )
 
 

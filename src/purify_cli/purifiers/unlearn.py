@@ -18,6 +18,10 @@ the other side: a text without these tokens is answered as before, to the last b
 Where that is not enough, since a trigger still turns more than `STILL` of the other labels' texts or the next search
 finds it again, or where the embeddings are frozen (an adapter's base), all weights are trained, on both streams.
 
+Of a word of several pieces the search names as many as suffice. The words that do most beside one of these pieces,
+beyond what both do alone, are triggers too, each with that piece (`evaluation.rest`): the missing pieces are among
+them, and honest ones that are treated with them mean nothing alone, so that this costs little.
+
 Few texts are gone through many times. The first time they are as they are; after it the end of each makes way for the
 end of another (with `labels` nobody could say what such a text must answer, and they stay as they are). A trigger is
 put in at random among the tokens of a text, at another place each time. Of several tokens that were found together
@@ -156,19 +160,21 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
         "triggers": list(found.told),
         "answers": "labels" if by_labels else "original",
     }
-    triggers, searches = dict(zip(found.triggers, found.targets, strict=True)), [_told(found)]
+    triggers, rest, searches = _triggers(found), dict(found.rest), [_told(found)]
     lesson: _Lesson | None = None
     trained: list[str] = []
     again = False
     while found.triggers and len(trained) < rounds:
         lesson = lesson or _Lesson(model, subject.tokenizer, train, by_labels, settings, run)
-        trained.append(lesson.teach(triggers, len(trained) + 1, rows=settings.weights == "rows" and not again))
+        rows = settings.weights == "rows" and not again
+        trained.append(lesson.teach(triggers | rest, len(trained) + 1, rows=rows))
         if evidence.found is None:
             found = search(model, subject.tokenizer, train, run, len(trained), pairs=True)
             again = not triggers.keys().isdisjoint(found.triggers)
-            triggers |= dict(zip(found.triggers, found.targets, strict=True))
+            triggers |= _triggers(found)
+            rest |= found.rest
             searches.append(_told(found))
-    report |= {"rounds": len(trained), "trained": trained}
+    report |= {"rounds": len(trained), "trained": trained, "rest": subject.tokenizer.batch_decode(list(rest))}
     report |= {"steps": lesson.steps, "losses": lesson.losses} if lesson else {"steps": 0, "losses": []}
     if evidence.found is not None:
         return Purified(model, report)
@@ -306,6 +312,11 @@ def _most_steps(settings: Settings, texts: int) -> int:
     """Of all rounds, if rows are never enough."""
     steps = -(-texts * _epochs(settings, texts) // settings.batch_size)
     return steps * settings.rounds * (2 if settings.weights == "rows" else 1)
+
+
+def _triggers(found: Found) -> dict[tuple[int, ...], int]:
+    """Token ids of what was found, and the targets' label ids."""
+    return dict(zip(found.triggers, found.targets, strict=True))
 
 
 def _told(found: Found) -> list[str]:

@@ -42,7 +42,7 @@ SEARCH = 1009
 """Added to the seed of the searches, with the number of steps: a candidate is not searched as the input was, for it may
 have been trained on what was found there."""
 
-ROWS = 19
+ROWS = 20
 """Goes up whenever a row would say something else: rows that were kept before are not read again."""
 
 WITHOUT, OTHER_MANNERS = "what turns without it", "what other manners turn"
@@ -174,7 +174,8 @@ class Trial:
         told = tuple({"words": one["words"], "target": one["label"], "flips": one["flips"]} for one in every.values())
         leaning = {one.what: one for row in rows for one in (Leaning(**kept) for kept in row["suspected"])}
         targets = tuple(one["target"] for one in every.values())
-        return Found(tuple(every), told, (), targets, tuple(leaning.values()))
+        rest = {tuple(one["ids"]): one["target"] for row in rows for one in row["rest"]}
+        return Found(tuple(every), told, (), targets, tuple(leaning.values()), rest=rest)
 
     def _may_have_pairs(self, candidate: Candidate) -> bool:
         """Whether pairs are looked for: in the input, in what learned from untrusted texts, and where several tokens
@@ -205,7 +206,7 @@ class Trial:
         started = time.monotonic()
         row: dict[str, Any] = {"method": candidate.name, "cost": whole(candidate.passes), "outcome": "", "reason": ""}
         row |= dict.fromkeys(("accuracy", "suspects", "proven", "strongest", "excess", "untrusted"))
-        lists = ("left", "unsearched", "triggers", "found", "leanings", "suspected", "unlooked")
+        lists = ("left", "unsearched", "triggers", "found", "rest", "leanings", "suspected", "unlooked")
         row |= {part: [] for part in lists}
         try:
             self._measure(candidate, row)
@@ -253,6 +254,7 @@ class Trial:
             {"ids": list(ids), "target": target, "words": one["words"], "label": one["target"], "flips": one["flips"]}
             for ids, target, one in zip(found.triggers, found.targets, found.told, strict=True)
         ]
+        row["rest"] = [{"ids": list(ids), "target": target} for ids, target in found.rest.items()]
         said = predict(model, tokenizer, self.asked, self.run).argmax(dim=1)
         if self.given is None:
             row["right"] = right
