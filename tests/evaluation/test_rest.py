@@ -17,7 +17,7 @@ from purify_cli.evaluation.sweep import Sweep
 from purify_cli.evaluation.vocabulary import Vocabulary
 
 PIECES = (3, 11, 7)
-SITES = [Site((40, 41, 42, 43, 44, 45), 5), Site((50, 51, 52, 53), 0), Site((60, 61, 62), 2)]
+SITES = [Site(tuple(range(40, 55)), 14), Site((50, 51, 52, 53), 0), Site((60, 61, 62), 2)]
 
 
 @pytest.fixture
@@ -37,30 +37,34 @@ def odds(effects: Effects, site: Site, words: Sequence[int]) -> float:
 
 
 def test_equals_all_pairs_one_after_the_other(effects: Effects) -> None:
-    def together(site: Site) -> float:
-        before = odds(effects, site, ())
-        return odds(effects, site, PIECES) - before - sum(max(odds(effects, site, [p]) - before, 0.0) for p in PIECES)
+    def strongest(site: Site) -> float:
+        return max(odds(effects, site, [piece]) for piece in PIECES)
 
-    site = max((Site(site.body[:4], min(site.position, 4)) for site in SITES), key=together)
+    site = min((Site(site.body[:12], min(site.position, 12)) for site in SITES), key=strongest)
     before = odds(effects, site, ())
     alone = [odds(effects, site, [word]) for word in range(len(effects.vocabulary.ids))]
     most: dict[int, tuple[float, tuple[int, ...]]] = {}
     for word in set(range(len(alone))) - set(PIECES):
         pairs = [pair for piece in PIECES for pair in permutations((piece, word))]
         beyond = [odds(effects, site, pair) - sum(alone[one] for one in pair) + before for pair in pairs]
-        most[word] = max(zip(beyond, pairs, strict=True))
+        least = [max(alone[one] - before for one in pair if one in PIECES) / 2 for pair in pairs]
+        enough = [(more, pair) for more, pair, part in zip(beyond, pairs, least, strict=True) if more >= max(part, 0)]
+        most |= {word: max(enough)} if enough else {}
     expected = [pair for _, pair in sorted(most.values(), reverse=True)[:3]]
-    assert rest(effects, PIECES, SITES, 1) == expected
+    assert rest(effects, PIECES, torch.arange(len(alone)), SITES, 1) == expected
+    assert len(expected) == 3
+
+
+WORDS = torch.arange(30)
 
 
 class Known:
     """What words do, told beforehand: each of three pieces a little, any two of them all there is to do."""
 
-    vocabulary: Any
     hard = Site((1, 2, 3, 4), 1)
 
-    def __init__(self, words: int = 30) -> None:
-        self.vocabulary = type("Words", (), {"ids": torch.arange(words)})
+    def __init__(self, own: float = 1.0) -> None:
+        self.own = own
         self.asked: set[Site] = set()
 
     def before(self, sites: Sequence[Site], target: int) -> torch.Tensor:
@@ -71,7 +75,7 @@ class Known:
             self.asked |= set(sites)
         pieces = torch.isin(words, torch.tensor([3, 5, 8])).sum(dim=1)
         (site,) = sites
-        own = 1.0 if site == self.hard else 8.0  # in an easy text one of them decides
+        own = self.own if site == self.hard else 8.0  # in an easy text one of them decides
         raised = (own * pieces + 7.0 * (pieces > 1)).clamp(max=9.0)
         raised = raised + 6.0 * (words == 20).any(dim=1)  # an honest word, beside pieces as alone
         return torch.zeros(len(words)), raised - 4.0
@@ -79,13 +83,13 @@ class Known:
 
 def test_the_missing_piece_is_told_and_a_strong_word_is_not() -> None:
     known: Any = Known()
-    found = rest(known, (3, 5), [Site((9, 9, 9, 9, 9), 0), Site((1, 2, 3, 4, 5, 6), 1)], 1)
+    found = rest(known, (3, 5), WORDS, [Site((9, 9, 9, 9), 0), Known.hard], 1)
     assert [set(pair) - {3, 5} for pair in found] == [{8}]
 
 
 def test_it_is_looked_for_where_nothing_is_decided_by_one_of_them() -> None:
     known: Any = Known()
-    rest(known, (3, 5), [Site((9, 9, 9, 9, 9), 0), Site((1, 2, 3, 4, 5, 6), 1)], 1)
+    rest(known, (3, 5), WORDS, [Site((9, 9, 9, 9), 0), Known.hard], 1)
     assert known.asked == {Known.hard}
 
 
@@ -98,11 +102,23 @@ def test_a_broken_row_is_no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
         return flips, raised.masked_fill((words == 8).any(dim=1), torch.nan)
 
     monkeypatch.setattr(known, "score", broken)
-    assert rest(known, (3, 5), [Known.hard], 1) == []
+    assert rest(known, (3, 5), WORDS, [Known.hard], 1) == []
 
 
 def test_a_vocabulary_may_be_smaller_than_what_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     known: Any = Known()
     monkeypatch.setattr(module, "TAKEN", 100)
-    (one,) = rest(known, (3, 5), [Known.hard], 1)
+    (one,) = rest(known, (3, 5), WORDS, [Known.hard], 1)
     assert set(one) in ({3, 8}, {5, 8})
+
+
+def test_where_a_word_does_all_there_is_nothing_belongs_to_it() -> None:
+    """Beside it others still do something, but hardly a part of what it does."""
+    known: Any = Known(own=8.0)
+    assert rest(known, (3,), WORDS, [Known.hard], 1) == []
+    known = Known(own=3.0)
+    assert {sum(pair) - 3 for pair in rest(known, (3,), WORDS, [Known.hard], 1)} == {5, 8}
+    known = Known(own=3.6)  # two together do 9, and so 1.8 beyond their sum: just enough
+    assert len(rest(known, (3,), WORDS, [Known.hard], 1)) == 2
+    known = Known(own=3.7)
+    assert rest(known, (3,), WORDS, [Known.hard], 1) == []

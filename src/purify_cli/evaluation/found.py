@@ -28,8 +28,8 @@ class Found:
         unsearched: labels for which the model is sure of too few texts, so that nothing was searched for.
         targets: label id of each trigger.
         leanings: manners that may be triggers (suspects), where they were looked for.
-        rest: token ids of what may belong to those triggers of which only some pieces were found, and label ids: to be
-            treated with them, for to treat an honest word as well costs little.
+        rest: token ids of what may belong to what is proven (pieces of a word of which others were found), and label
+            ids: to be treated with it, for to treat an honest word as well costs little.
     """
 
     triggers: tuple[tuple[int, ...], ...]
@@ -60,7 +60,7 @@ def search(model: Any, tokenizer: Any, texts: Texts, run: Run, number: int, *, p
             triggers.append(tuple(looking.ids[list(suspect.words)].tolist()))
             told.append({"words": looking.vocabulary.text(suspect.words), "target": label, "flips": suspect.flips})
             targets.append(target)
-            proven += looking.passes(suspect)
-            if not suspect.adds:
+            if looking.passes(suspect):
+                proven += 1
                 rest |= dict.fromkeys(looking.rest(suspect, texts.texts), target)
     return Found(tuple(triggers), tuple(told), tuple(unsearched), tuple(targets), proven=proven, rest=rest)

@@ -164,9 +164,10 @@ class TriggerSearch:
         return SureTexts(self.effects, self.tokenizer, texts, sure=sure, count=count, room=self.room, seed=self.seed)
 
     def rest(self, suspect: Suspect, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Token ids of its pieces beside what may be the rest of their word; see `evaluation.rest`."""
+        """Token ids of its words beside what may be the rest of them; see `evaluation.rest`."""
         sites, _ = self.sure_texts(texts).sites(suspect.target)
-        pairs = rest(self.effects, suspect.words, sites, suspect.target)
+        candidates, _ = self._shortlist(suspect.target)
+        pairs = rest(self.effects, suspect.words, candidates, sites, suspect.target)
         return [tuple(self.ids[list(pair)].tolist()) for pair in pairs]
 
     def targets(self) -> list[int]:

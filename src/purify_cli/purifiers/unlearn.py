@@ -18,9 +18,9 @@ the other side: a text without these tokens is answered as before, to the last b
 Where that is not enough, since a trigger still turns more than `STILL` of the other labels' texts or the next search
 finds it again, or where the embeddings are frozen (an adapter's base), all weights are trained, on both streams.
 
-Of a word of several pieces the search names as many as suffice. The words that do most beside one of these pieces,
-beyond what both do alone, are triggers too, each with that piece (`evaluation.rest`): the missing pieces are among
-them, and honest ones that are treated with them mean nothing alone, so that this costs little.
+Of a word of several pieces, or a phrase, the search names as many as suffice. The words that do most beside one of
+these, beyond what both do alone, are triggers too, each with that one (`evaluation.rest`): the missing pieces are among
+them, and to treat an honest word as well costs little.
 
 Few texts are gone through many times. The first time they are as they are; after it the end of each makes way for the
 end of another (with `labels` nobody could say what such a text must answer, and they stay as they are). A trigger is
