@@ -26,6 +26,7 @@ FIGURES = "figures"
 NAMES = {"badnets": "BadNets", "embedding": "EP", "ripple": "RIPPLe", "neuba": "NeuBA", "addsent": "AddSent"}
 NAMES |= {"hiddenkiller": "HiddenKiller", "stylebkd": "StyleBkd", "por": "POR", "lwp": "LWP"}
 NAMES |= {"word": "an ordinary word", "pieces": "a word of several pieces", "agnews": "two words", "enron": "two words"}
+NAMES |= {"word4": "a word of four pieces, other target", "phrase": "a phrase of two words"}
 """Attacks as papers write them, and what the held-out checkpoints have."""
 
 COLUMNS = ("seeds", "n (clean / triggered)", "seconds")
@@ -315,6 +316,7 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "musclelora_table3": rows_of("musclelora_table3", papers.MUSCLELORA_TABLE_3),
     "auto": rows_of("auto", {}),
     "auto_held_out": rows_of("auto_held_out", {}),
+    "unlearn_held_out": rows_of("unlearn_held_out", {}),
     "syntax": rows_of("syntax", {}),
     "syntax_floor": rows_of("syntax_floor", {}),
     "auto_untrusted": rows_of("auto_untrusted", {}),
