@@ -178,8 +178,8 @@ def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
     proven, shifts = search.passes(suspect), ""
     honest = "" if suspect.honest is None else f"; as many honest words shift the log-odds {suspect.honest:.2f} as far"
     if not proven and suspect.flips < ALSO:
-        share = search.settings.shift
-        shifts = f"; it shifts the log-odds at least {share:g} as far as a proven word, which its neighbours do not"
+        share = f"{search.settings.shift:g} as far as a word of a proven trigger"
+        shifts = f"; it shifts the log-odds at least {share}, which its neighbours do not"
     return Finding(
         rule="PB201" if len(suspect.words) == 1 else "PB202",
         level="error" if proven else "warning",
