@@ -152,7 +152,7 @@ class TriggerSearch:
         for done, ground in enumerate(grounds):
             run.progress("search for combinations", done, len(grounds))
             if ground.sure and not ground.found:
-                self._together(ground)
+                ground.found = self._together(ground)
         proven = [suspect for ground in grounds for suspect in ground.found]
         most = max((one.shift / len(one.words) for one in proven if one.adds), default=torch.inf)
         for ground in grounds:
@@ -175,13 +175,12 @@ class TriggerSearch:
         peaks = {label: margins(self.effects.alone, label).max().item() for label in range(self.effects.alone.shape[1])}
         return sorted(peaks, key=lambda label: -peaks[label])[: self.settings.labels]
 
-    def _together(self, ground: _Ground) -> None:
+    def _together(self, ground: _Ground) -> list[Suspect]:
         """Combinations that pass; failing those, sequences."""
         lone = [word.words[0] for word in ground.words if word.company <= self.settings.company]
         honest = [word.words[0] for word in ground.words if word.company > self.settings.company][:HONEST]
-        ground.found = self._passing(self._combinations(ground.target, ground.sites, lone, honest))
-        if not ground.found:
-            ground.found = self._passing(self._sequences(ground.target, ground.sites))
+        found = self._passing(self._combinations(ground.target, ground.sites, lone, honest))
+        return found or self._passing(self._sequences(ground.target, ground.sites))
 
     def _beside(self, suspect: Suspect, honest: Sequence[int], sites: Sequence[Site]) -> Suspect:
         """A combination, with what as many honest words do together.
