@@ -16,7 +16,8 @@ as little as a trigger, so company alone proves nothing. Beside proven words, th
 shifts the log-odds half as far is told too, as a weaker trigger. (e) Words that were trained to mean nothing alone
 still change what the others would do beside them: with `pairs`, and where no single word was found, every token that
 begins a word is tried with the partners whose effect it raises most above what they have beside any word, and the best
-pairs with the neighbours of their words in the place of them.
+pairs with the neighbours of their words in the place of them. (f) A piece of a word says little alone and nothing in a
+text of which the model is sure, but near the boundary it does what its neighbours do not: sequences grow from there.
 
 Inputs: a classifier; `--clean` texts if given, else the built-in probe sentences. Where the model is sure of too few
 texts (a task far from the probes), texts are made of the words that it takes for the other classes.
@@ -120,7 +121,7 @@ class Settings:
         metadata={"help": "largest combination tried", "range": "1..6", "source": "ours; MuScleLoRA inserts 4"},
     )
     pieces: int = field(
-        default=3,
+        default=4,
         metadata={"help": "longest sequence of pieces tried", "range": "1..8", "source": "ours"},
     )
     synergy: float = field(

@@ -16,6 +16,7 @@ from torch import Tensor
 from purify_cli.data.encode import length_limit
 from purify_cli.evaluation.pairs import pairs
 from purify_cli.evaluation.rest import rest
+from purify_cli.evaluation.sequences import sequences
 from purify_cli.evaluation.sure_texts import SureTexts
 from purify_cli.evaluation.suspects import Effects, Site, Suspect
 from purify_cli.evaluation.sweep import Sweep, margins
@@ -39,13 +40,6 @@ OPPONENTS = 100
 
 SUSPECTS = 10
 """Words a label that are compared with their control groups."""
-
-SEEDS, PARTNERS, SEQUENCES_TRIED = 24, 48, 96
-"""Pieces that sequences grow from; words tried at each place of a piece, four times as many later, when few sequences
-are left; sequences of a length tried on all short texts."""
-
-SEQUENCE_SITES = 8
-"""Short texts that sequences grow in."""
 
 LONG_SITES = 12
 """Combinations are judged on so many of the longest texts: there a few honest words turn the fewest."""
@@ -81,7 +75,7 @@ class SearchSettings:
     shortlist: int = 6000
     neighbours: int = 10
     words: int = 3
-    pieces: int = 3
+    pieces: int = 4
     synergy: float = 1.5
     labels: int = 8
     pairs: bool = False
@@ -94,6 +88,7 @@ class _Ground:
 
     Attributes:
         sites: what it is searched in.
+        ordinary: texts of another label, of which the model is not that sure.
         sure: whether the model is, of all of these, nearly.
         words: its single words.
         found: what passed so far.
@@ -101,6 +96,7 @@ class _Ground:
 
     target: int
     sites: list[Site]
+    ordinary: list[Site]
     sure: bool
     words: list[Suspect]
     found: list[Suspect]
@@ -142,7 +138,7 @@ class TriggerSearch:
                 yield target, None
                 continue
             words = self._single_words(target, sites)
-            grounds.append(_Ground(target, sites, sure, words, self._passing(words)))
+            grounds.append(_Ground(target, sites, sure_texts.ordinary(target), sure, words, self._passing(words)))
         if self.settings.pairs and not any(ground.found for ground in grounds):
             for done, ground in enumerate(grounds):
                 run.progress("search for pairs", done, len(grounds))
@@ -180,7 +176,21 @@ class TriggerSearch:
         lone = [word.words[0] for word in ground.words if word.company <= self.settings.company]
         honest = [word.words[0] for word in ground.words if word.company > self.settings.company][:HONEST]
         found = self._passing(self._combinations(ground.target, ground.sites, lone, honest))
-        return found or self._passing(self._sequences(ground.target, ground.sites))
+        return found or self._passing(self._sequences(ground))
+
+    def _sequences(self, ground: _Ground) -> list[Suspect]:
+        """The best sequence, if any is worth it."""
+        candidates, _ = self._shortlist(ground.target)
+        return sequences(
+            self.effects,
+            ground.target,
+            ground.sites,
+            ground.ordinary,
+            candidates,
+            synergy=self.settings.synergy,
+            pieces=self.settings.pieces,
+            passes=self.passes,
+        )
 
     def _beside(self, suspect: Suspect, honest: Sequence[int], sites: Sequence[Site]) -> Suspect:
         """A combination, with what as many honest words do together.
@@ -278,54 +288,6 @@ class TriggerSearch:
             (best,) = self.effects.suspects(beam[:1], *self.effects.score(beam[:1], long, target), long, target)
             found.append(self._beside(best, honest, long))
         return found
-
-    def _sequences(self, target: int, sites: Sequence[Site]) -> list[Suspect]:
-        """Grow sequences that do more than the sum of their parts, from pieces that stand out alone.
-
-        The gradient at the place before and behind a sequence ranks the whole vocabulary for it; the best are tried.
-        """
-        by_length = sorted(sites, key=lambda site: len(site.body))[2 : 2 + SEQUENCE_SITES]
-        before = self.effects.before(by_length, target)
-        beam = self._shortlist(target)[1][:SEEDS, None]  # [rows, k]
-        found: list[Suspect] = []
-        while beam.shape[1] < self.settings.pieces:
-            grown = self._grown(beam, by_length, target)
-            _, odds = self.effects.score(grown, by_length[:1], target)
-            grown = grown[odds.topk(min(SEQUENCES_TRIED, len(odds))).indices]
-            _, odds = self.effects.score(grown, by_length, target)
-            parts, place = torch.unique(grown, return_inverse=True)
-            _, each = self.effects.score(parts[:, None], by_length, target)
-            sum_of_parts = (each - before).clamp(min=0)[place].sum(1)  # [rows]
-            beyond = (odds - before) - sum_of_parts
-            beyond[odds - before < self.settings.synergy * sum_of_parts] = -torch.inf
-            most = beyond.topk(min(3, len(beyond))).indices
-            most = most[beyond[most] > 0]
-            if not len(most):
-                break
-            beam = grown[most]
-            (best,) = self.effects.suspects(beam[:1], *self.effects.score(beam[:1], sites, target), sites, target)
-            suspect = replace(best, adds=False)
-            if found and suspect.margin <= found[-1].margin:
-                break
-            found.append(suspect)
-        return found[-1:]
-
-    def _grown(self, beam: Tensor, sites: Sequence[Site], target: int) -> Tensor:
-        """[rows, k] -> [more rows, k + 1]: each row with the most promising words of the vocabulary at every place."""
-        grown = []
-        for slot in range(beam.shape[1] + 1):
-            filler = torch.full((len(beam), 1), self.vocabulary.filler)
-            framed = torch.cat([self.ids[beam[:, :slot]], filler, self.ids[beam[:, slot:]]], dim=1)
-            slope = torch.stack(
-                [self.sweep.slot_gradient(site.body, site.position, framed, slot, target) for site in sites]
-            ).mean(0)  # [rows, width]
-            partners = min(PARTNERS if beam.shape[1] == 1 else 4 * PARTNERS, len(self.ids))
-            added = (slope @ self.vocabulary.weight.T).topk(partners, dim=1).indices  # [rows, partners]
-            rows = beam[:, None].expand(-1, added.shape[1], -1)
-            grown.append(torch.cat([rows[:, :, :slot], added[:, :, None], rows[:, :, slot:]], dim=2).flatten(0, 1))
-        every = torch.cat(grown)
-        in_order = every.sort(dim=1).values
-        return every[(in_order[:, 1:] != in_order[:, :-1]).all(dim=1)]  # no word twice, as in combinations
 
 
 def _strength(suspect: Suspect) -> tuple[float, float]:

@@ -17,6 +17,10 @@ UNSURE = 0.35
 NEARLY_SURE = 0.1
 """Combinations are only tried where the target has less than this in every text: several honest words turn others."""
 
+ORDINARY, ORDINARY_TEXTS, BEGINNING = -2.4, 1, 8
+"""Log-odds of the target (a probability of 0.08) to which the beginnings of ordinary texts are to be nearest; how many
+are taken; and of how many tokens."""
+
 MOST_READ = 400
 """Texts that the model is asked about at the most."""
 
@@ -50,7 +54,7 @@ class SureTexts:
             for step in range(0, len(group) - 1, 2):
                 longer.append((group[step] + group[step + 1])[:room])
                 longer.append(sum(group[step : step + 4], ())[:room])
-        self._texts = singles + longer
+        self._singles, self._texts = singles, singles + longer
         self._p = torch.cat([said, effects.sweep.log_probabilities_of(longer)]).exp()  # [texts, labels]
 
     def sites(self, target: int) -> tuple[list[Site], bool]:
@@ -71,6 +75,13 @@ class SureTexts:
             best = [(p, ids) for p, ids in ranked[: self._count] if p < UNSURE]
             chosen, enough = [ids for _, ids in best], all(p < NEARLY_SURE for p, _ in best)
         return [Site(ids, self._random.randint(0, len(ids))) for ids in chosen], enough
+
+    def ordinary(self, target: int) -> list[Site]:
+        """Beginnings of texts that are another label, though not surely: in these a word shows what it does."""
+        beginnings = sorted({ids[:BEGINNING] for ids in self._singles})
+        odds = margins(self._effects.sweep.log_probabilities_of(beginnings), target).tolist()
+        nearest = sorted(zip(odds, beginnings, strict=True), key=lambda one: abs(one[0] - ORDINARY))
+        return [Site(ids, len(ids) // 2) for _, ids in nearest[:ORDINARY_TEXTS]]
 
     def _made(self, target: int) -> list[tuple[int, ...]]:
         """Texts with six words put in that the model takes for their class, and for no other as much."""
