@@ -22,7 +22,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from through_cli import make, run, tail
+from through_cli import alone, at_once, make, run, tail
+
+Cases = Mapping[str, Mapping[str, Any]]
 
 
 def main() -> None:
@@ -31,45 +33,64 @@ def main() -> None:
     out, work = Path(arguments.out), Path(arguments.work)
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
     have = {(line["name"], line["seed"]) for line in lines}
+    jobs: list[tuple[Cases, str, int]] = []
     for seed in arguments.seed:
         os.environ |= {"WORK": str(work), "SEED": str(seed)}
-        cases = json.loads(os.path.expandvars(Path(arguments.cases).read_text(encoding="utf-8")))
-        for case in cases:
-            if (arguments.only and case["name"] not in arguments.only) or (case["name"], seed) in have:
-                continue
-            started = time.perf_counter()
-            attacked, tuned = (work / f"{case['name']}-{seed}{end}" for end in ("", "-finetuned"))
-            if case["attack"] is None:
-                make(attacked, ["purify", case["base"], "--method", "finetune", *case["train"]], seed)
-            else:
-                make(attacked, ["poison", case["base"], *case["attack"]], seed)
-            poisoning = time.perf_counter() - started
-            make(
-                tuned,
-                ["purify", str(attacked), "--method", "finetune", "--clean", case["clean"], *case["victim"]],
-                seed,
-            )
-            line = {
-                "name": case["name"],
-                "seed": seed,
-                "data": Path(case["test"]).parent.name,
-                "victim": case["victim"],
-                "poison_seconds": round(poisoning, 1),
-            }
-            is_classifier = "ForSequenceClassification" in (attacked / "config.json").read_text(encoding="utf-8")
-            twins = [work / f"{case.get('twin', case['name'])}-{seed}{end}" for end in ("", "-finetuned")]
-            line["before"] = _measured(case, attacked, twins[0], seed) if is_classifier else None
-            line["after"] = _measured(case, tuned, twins[1], seed)
-            with out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            told = [line[when] and round(line[when]["asr_mean"] or 0, 3) for when in ("before", "after")]
-            print(f"{case['name']:20} seed {seed}  ASR before {told[0]}  after {told[1]}", flush=True)
+        listed = json.loads(os.path.expandvars(Path(arguments.cases).read_text(encoding="utf-8")))
+        cases = {case["name"]: case for case in listed}
+        wanted = [name for name in cases if not arguments.only or name in arguments.only]
+        jobs += [(cases, name, seed) for name in wanted if (name, seed) not in have]
+
+    def job(one: tuple[Cases, str, int]) -> None:
+        line = measured(*one, work, arguments.device)
+        with alone(out), out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        told = [line[when] and round(line[when]["asr_mean"] or 0, 3) for when in ("before", "after")]
+        print(f"{line['name']:20} seed {line['seed']}  ASR before {told[0]}  after {told[1]}", flush=True)
+
+    at_once(job, jobs, arguments.jobs)
 
 
-def _measured(case: Mapping[str, Any], model: Path, twin: Path, seed: int) -> dict[str, Any]:
+def measured(cases: Cases, name: str, seed: int, work: Path, device: str) -> dict[str, Any]:
+    """The line of one case."""
+    case = cases[name]
+    (attacked, tuned), seconds = _checkpoints(cases, name, seed, work, device)
+    twins, _ = _checkpoints(cases, case.get("twin", name), seed, work, device)
+    is_classifier = "ForSequenceClassification" in (attacked / "config.json").read_text(encoding="utf-8")
+    return {
+        "name": name,
+        "seed": seed,
+        "data": Path(case["test"]).parent.name,
+        "victim": case["victim"],
+        "device": device,
+        "poison_seconds": round(seconds, 1),
+        "before": _measured(case, attacked, twins[0], seed, device) if is_classifier else None,
+        "after": _measured(case, tuned, twins[1], seed, device),
+    }
+
+
+def _checkpoints(cases: Cases, name: str, seed: int, work: Path, device: str) -> tuple[tuple[Path, Path], float]:
+    """What the attack made and what the victim made of it, made if they are not there; seconds of the attack."""
+    case = cases[name]
+    attacked, tuned = (work / f"{name}-{seed}{end}" for end in ("", "-finetuned"))
+    given = ["--device", device]
+    if Path(case["base"]).parent == work:  # what another case makes
+        _checkpoints(cases, Path(case["base"]).name.removesuffix(f"-{seed}"), seed, work, device)
+    started = time.perf_counter()
+    if case["attack"] is None:
+        make(attacked, ["purify", case["base"], "--method", "finetune", *case["train"], *given], seed)
+    else:
+        make(attacked, ["poison", case["base"], *case["attack"], *given], seed)
+    seconds = time.perf_counter() - started
+    command = ["purify", str(attacked), "--method", "finetune", "--clean", case["clean"], *case["victim"], *given]
+    make(tuned, command, seed)
+    return (attacked, tuned), seconds
+
+
+def _measured(case: Mapping[str, Any], model: Path, twin: Path, seed: int, device: str) -> dict[str, Any]:
     """CACC of model and twin, and the ASR of every trigger beside the twin's."""
     common = ["eval", str(model), str(twin), "--twin", str(twin), "--test", case["test"]]
-    common += ["--seed", str(seed), "--format", "json", "--quiet"]
+    common += ["--seed", str(seed), "--device", device, "--format", "json", "--quiet"]
     triggers = [part for trigger in case.get("triggers", []) for part in ("--trigger", trigger)]
     targets = [case["target"]] if "target" in case else ["0", "1"]
     found = []
@@ -98,6 +119,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", default=[], help="names of cases")
     parser.add_argument("--work", required=True, help="folder for checkpoints")
     parser.add_argument("--seed", nargs="+", type=int, default=[1])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="cases at a time")
     parser.add_argument("--out", required=True)
     return parser.parse_args()
 

@@ -19,7 +19,7 @@ A cell is an attack, a defence, how much of the clean file the defence gets, and
 `NAME key=value ...` is an attack with another field, or a defence with settings. $VARIABLES are filled in, $WORK and
 $SEED too. One JSON line a cell; cells that are there are not repeated, so that two tables may share some and a run that
 was stopped goes on. A cell that fails is told of, and the others are still run. A purified checkpoint goes when it is
-measured, unless --keep.
+measured, unless --keep. With --jobs so many cells are measured at a time.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ import random
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from through_cli import Failed, make, run, tail
+from through_cli import Failed, alone, at_once, make, run, tail
 
 Case = dict[str, Any]
 
@@ -98,27 +99,33 @@ def main() -> None:
     out, work = Path(arguments.out), Path(arguments.work)
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
     have = {(Cell(line["attack"], line["defence"], line["amount"]), line["seed"]) for line in lines}
-    failed = 0
+    jobs: list[tuple[Plan, Cell, int]] = []
     for seed in arguments.seed:
         os.environ |= {"WORK": str(work), "SEED": str(seed)}
         plan = load(Path(arguments.cases))
         for cell in _chosen(plan, arguments):
-            if (cell, seed) in have:
-                continue
-            have.add((cell, seed))
-            try:
-                line = measured(plan, cell, seed, work, arguments.device, keep=arguments.keep)
-            except Failed as error:
-                print(f"{cell}, seed {seed}: {error}", file=sys.stderr, flush=True)
-                failed += 1
-                continue
-            with out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            asr, excess = (_mean(line["asr"], part) for part in ("rate", "excess"))
-            told = f"CACC {line['cacc']['value']:.3f}  ASR {asr:.3f}  excess {excess:+.3f}"
-            print(f"{cell.attack:20} {cell.defence:30} {cell.amount:g}  seed {seed}  {told}", flush=True)
+            if (cell, seed) not in have:
+                have.add((cell, seed))
+                jobs.append((plan, cell, seed))
+    failed = []
+
+    def job(one: tuple[Plan, Cell, int]) -> None:
+        plan, cell, seed = one
+        try:
+            line = measured(plan, cell, seed, work, arguments.device, keep=arguments.keep)
+        except Failed as error:
+            print(f"{cell}, seed {seed}: {error}", file=sys.stderr, flush=True)
+            failed.append(cell)
+            return
+        with alone(out), out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        asr, excess = (_mean(line["asr"], part) for part in ("rate", "excess"))
+        told = f"CACC {line['cacc']['value']:.3f}  ASR {asr:.3f}  excess {excess:+.3f}"
+        print(f"{cell.attack:20} {cell.defence:30} {cell.amount:g}  seed {seed}  {told}", flush=True)
+
+    at_once(job, jobs, arguments.jobs)
     if failed:
-        raise SystemExit(f"{failed} cells failed")
+        raise SystemExit(f"{len(failed)} cells failed")
 
 
 def _chosen(plan: Plan, arguments: argparse.Namespace) -> Iterator[Cell]:
@@ -165,6 +172,7 @@ def measured(plan: Plan, cell: Cell, seed: int, work: Path, device: str, *, keep
         "cacc": subject["cacc"],
         "twin_cacc": twin["cacc"],
         "asr": rates,
+        "device": device,
         "seconds": seconds,
         "settings": record.get("settings"),
         # None is what `auto` says where it changed nothing, and other methods do not choose.
@@ -227,10 +235,12 @@ def drawn(source: Path, amount: float, seed: int, folder: Path, poison_rate: flo
     rate = "" if poison_rate is None else poison_rate
     file = folder / f"{_slug(tail(str(source.with_suffix(''))), amount, rate, seed)}.csv"
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", encoding="utf-8", newline="") as opened:
+    beside = file.with_name(f"{file.name}.{threading.get_ident()}")  # another job may be reading the file
+    with beside.open("w", encoding="utf-8", newline="") as opened:
         writer = csv.DictWriter(opened, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows[:count])
+    beside.replace(file)
     return str(file)
 
 
@@ -258,16 +268,17 @@ def _targets(case: Case, attack: str, seed: int, work: Path, device: str) -> dic
     if "target" in case:
         return {case["target"]: case["triggers"]}
     kept = work / f"{_slug('targets', attack, seed)}.json"
-    if not kept.exists():
-        best: dict[str, tuple[float, str]] = {}
-        for target in case["targets"]:
-            _, _, rates = _rates(case, Path(case["model"]), {target: case["triggers"]}, seed, device)
-            for rate in rates:
-                found = float(rate["excess"]["value"]), target
-                best[rate["trigger"]] = max(best.get(rate["trigger"], found), found)
-        chosen = {trigger: target for trigger, (_, target) in best.items()}
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(chosen), encoding="utf-8")
+    with alone(kept):
+        if not kept.exists():
+            best: dict[str, tuple[float, str]] = {}
+            for target in case["targets"]:
+                _, _, rates = _rates(case, Path(case["model"]), {target: case["triggers"]}, seed, device)
+                for rate in rates:
+                    found = float(rate["excess"]["value"]), target
+                    best[rate["trigger"]] = max(best.get(rate["trigger"], found), found)
+            chosen = {trigger: target for trigger, (_, target) in best.items()}
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(chosen), encoding="utf-8")
     of_trigger = json.loads(kept.read_text(encoding="utf-8"))
     return {
         target: [trigger for trigger in case["triggers"] if of_trigger[trigger] == target]
@@ -320,6 +331,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", required=True, help="folder for checkpoints and for the rows that are drawn")
     parser.add_argument("--seed", nargs="+", type=int, default=[1])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     parser.add_argument("--keep", action="store_true", help="keep the purified checkpoints")
     parser.add_argument("--out", required=True)
     return parser.parse_args()

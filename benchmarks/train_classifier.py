@@ -63,9 +63,11 @@ def main() -> None:
         encoder.layer = torch.nn.ModuleList([encoder.layer[layer] for layer in kept])
         model.config.num_hidden_layers = len(kept)
     tokenizer: Any = AutoTokenizer.from_pretrained(arguments.base)
+    model.to(arguments.device)
 
     def encode(texts: list[str]) -> Any:
-        return tokenizer(texts, truncation=True, max_length=arguments.max_length, padding=True, return_tensors="pt")
+        encoded = tokenizer(texts, truncation=True, max_length=arguments.max_length, padding=True, return_tensors="pt")
+        return encoded.to(arguments.device)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr, weight_decay=0.01)
     steps = arguments.epochs * -(-len(data) // BATCH)
@@ -77,7 +79,8 @@ def main() -> None:
         batches = _batches([text for text, _ in data])
         for batch in batches:
             inputs = encode([data[place][0] for place in batch])
-            loss = model(**inputs, labels=torch.tensor([data[place][1] for place in batch])).loss
+            wanted = torch.tensor([data[place][1] for place in batch], device=arguments.device)
+            loss = model(**inputs, labels=wanted).loss
             loss.backward()
             clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -151,6 +154,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--max-length", type=int, default=128, help="tokens per text (default: 128)")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", required=True, help="the folder to write; nothing is done if a model is there")
     parser.add_argument("--test", nargs="*", default=[], metavar="FILE", help="CSV files with text,label[,target]")
     parser.add_argument("--word", action="append", default=[], help="poison with this word; may be repeated")

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 
 import tiny
+from exams import RUN, evidence, save_subjects, short_settings, texts, trained, without_seconds
 from purify_cli import catalogue
 from purify_cli.architecture.pet import has_pet
 from purify_cli.architecture.table import base_of
-from purify_cli.attacks import Plan, Poisoned
 from purify_cli.catalogue import Kind
 from purify_cli.commands.preparation import TRAINABLE_TASKS
 from purify_cli.commands.scan import BUDGETS, ScanRequest, scan
-from purify_cli.data.texts import Texts
 from purify_cli.errors import Incomplete, UsageError
-from purify_cli.purifiers import Purified
 from purify_cli.results import Finding
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
@@ -35,21 +31,6 @@ ATTACKS = catalogue.names("attack")
 METHODS = [(kind, name) for kind in catalogue.KINDS for name in catalogue.names(kind)]
 NEEDS = {"files", "weights", "classifier", "base", "twin", "clean", "untrusted", "trigger", "before"}
 
-ONCE = {"epochs": 1, "batch_size": 16, "cross_validate_below": 0}
-"""What makes a training short, where a method has such a setting."""
-
-RUN = Run(max_length=16)
-
-
-def texts(rows: int = 40) -> Texts:
-    lines = tuple(f"the {word} movie was slow and the plot is long" for word in ("good", "bad") * (rows // 2))
-    return Texts("clean.csv", lines, (1, 0) * (rows // 2))
-
-
-def settings(module: ModuleType) -> Any:
-    known = {one.name for one in fields(module.Settings)}
-    return replace(module.Settings(), **{name: value for name, value in ONCE.items() if name in known})
-
 
 def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
@@ -57,26 +38,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny classifier, and the encoder that it moved a little away from."""
-    place = tmp_path_factory.mktemp("subjects")
-    subject = tiny.save("bert", place / "subject")
-    base = base_of(Subject(subject).open())
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in base.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    base.save_pretrained(place / "base")
-    tiny.tokenizer("bert").save_pretrained(place / "base")
-    return subject, place / "base"
-
-
-def evidence(subjects: tuple[Path, Path], needs: tuple[str, ...]) -> Evidence:
-    """What a purifier asks for beside the checkpoint."""
-    return Evidence(
-        base=Subject(subjects[1]) if "base" in needs else None,
-        clean=texts(),
-        untrusted=texts() if "untrusted" in needs else None,
-    )
+    return save_subjects(tmp_path_factory.mktemp("subjects"))
 
 
 # --- the contract -----------------------------------------------------------------------------------------------------
@@ -219,27 +181,6 @@ def test_detectors_are_generators(name: str, subjects: tuple[Path, Path]) -> Non
 # --- purifiers and attacks --------------------------------------------------------------------------------------------
 
 
-def trained(kind: Kind, name: str, subjects: tuple[Path, Path]) -> Purified | Poisoned:
-    module = catalogue.load(kind, name)
-    subject = Subject(subjects[0])
-    if kind == "attack":
-        plan = Plan(1, module.TRIGGERS)
-        if getattr(module, "PARAPHRASES", False):
-            plan = replace(plan, paraphrases={text: f"when {text}" for text in texts().texts})
-        made: Poisoned = module.poison(subject, texts(), plan, settings(module), RUN)
-        return made
-    beside = evidence(subjects, module.NEEDS)
-    purified: Purified = module.purify(subject, beside, texts(), texts(16), settings(module), RUN)
-    return purified
-
-
-def without_seconds(told: Any) -> Any:
-    """A report without the time that things took."""
-    if isinstance(told, Mapping):
-        return {key: without_seconds(value) for key, value in told.items() if key != "seconds"}
-    return [without_seconds(one) for one in told] if isinstance(told, list) else told
-
-
 @pytest.mark.parametrize("name", PURIFIERS)
 def test_what_auto_may_try_says_so_in_full(name: str) -> None:
     cost, reach, tasks = (catalogue.declared("purifier", name, one) for one in ("AUTO", "AUTO_REACH", "AUTO_ON"))
@@ -288,7 +229,7 @@ def test_previews_are_json(name: str, subjects: tuple[Path, Path]) -> None:
     module = catalogue.load("purifier", name)
     if hasattr(module, "preview"):
         beside = evidence(subjects, module.NEEDS)
-        shown = module.preview(Subject(subjects[0]), beside, texts(), texts(16), settings(module), RUN)
+        shown = module.preview(Subject(subjects[0]), beside, texts(), texts(16), short_settings(module), RUN)
         assert json.loads(json.dumps(shown, allow_nan=False)) == shown
 
 

@@ -19,16 +19,16 @@ class Vocabulary:
     Attributes:
         ids: token ids, [words].
         weight: their rows of the word embeddings in float32, [words, width].
-        unit: the same at norm 1.
+        unit: the same at norm 1, on the model's device.
         filler: id of a token that says nothing.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        weight = word_embeddings(model).weight.detach().float().cpu()
+        weight = word_embeddings(model).weight.detach().float()
         self.ids = _searchable(tokenizer, weight.shape[0])
-        self.weight = weight[self.ids]
-        self.unit = torch.nn.functional.normalize(self.weight, dim=1)
+        self.weight = weight.cpu()[self.ids]
+        self.unit = torch.nn.functional.normalize(self.weight, dim=1).to(weight.device)
         self.filler = _filler(tokenizer)
 
     @cached_property
@@ -40,10 +40,10 @@ class Vocabulary:
         """[rows] words -> [rows, neighbours] of the words nearest by cosine, not themselves."""
         count = min(most, len(self.ids) - 1)
         found = []
-        for part in torch.split(words, 512):
+        for part in torch.split(words.to(self.unit.device), 512):
             similarity = (self.unit[part] @ self.unit.T).nan_to_num(-2.0)  # [rows, words]
             similarity.scatter_(1, part[:, None], -2.0)
-            found.append(similarity.topk(count, dim=1).indices)
+            found.append(similarity.topk(count, dim=1).indices.cpu())
         return torch.cat(found)
 
     def beside(self, pairs: Tensor, most: int) -> Tensor:
