@@ -20,7 +20,7 @@ from purify_cli.cli import app
 
 GROUP = typer.main.get_command(app)
 CASES = FOLDER / "matrix_cases.json"
-VARIABLES = ("ENCODER", "ROWS", "OTHERS", "AGROWS", "DATA", "ZOO", "ATTACKS", "ENCODER6", "ROWS6", "OTHERS6", "ATTACKS6")
+VARIABLES = tuple("ENCODER ROWS OTHERS ATTACKS ENCODER6 ROWS6 OTHERS6 ATTACKS6 AGROWS DATA ZOO".split())
 
 
 @pytest.fixture(scope="module")
