@@ -98,7 +98,11 @@ def main() -> None:
     arguments = _arguments()
     out, work = Path(arguments.out), Path(arguments.work)
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
-    have = {(Cell(line["attack"], line["defence"], line["amount"]), line["seed"]) for line in lines}
+    have = {
+        (Cell(line["attack"], line["defence"], line["amount"]), line["seed"])
+        for line in lines
+        if line.get("device", "cpu") == arguments.device
+    }
     jobs: list[tuple[Plan, Cell, int]] = []
     for seed in arguments.seed:
         os.environ |= {"WORK": str(work), "SEED": str(seed)}

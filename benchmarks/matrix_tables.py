@@ -2,7 +2,7 @@
 
 Which cells a table has, and in which order, is in matrix_cases.json. A figure is the mean over the triggers and the
 seeds of a cell, and its interval the mean of theirs: they are tried on the same texts, so that averaging them is not
-taken for more evidence.
+taken for more evidence. What was measured on a GPU stands where the CPU has nothing, and says so.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ NAMES |= {"word": "an ordinary word", "pieces": "a word of several pieces", "agn
 NAMES |= {"word4": "a word of four pieces, other target", "phrase": "a phrase of two words"}
 """Attacks as papers write them, and what the held-out checkpoints have."""
 
+CELL = ("attack", "defence", "amount", "seed")
+"""What two lines of one cell and seed have in common."""
+
 COLUMNS = ("seeds", "n (clean / triggered)", "seconds")
 
 
@@ -44,6 +47,7 @@ class Figures:
     triggers: int
     seeds: tuple[int, ...]
     clean_rows: int | None
+    on_gpu: frozenset[int]
     seconds: float | None
     chosen: tuple[str, ...]
 
@@ -51,7 +55,7 @@ class Figures:
         """Seeds, n and seconds, as the last columns of a table."""
         several = f" × {self.triggers}" if self.triggers > 1 else ""
         return [
-            ", ".join(map(str, self.seeds)),
+            ", ".join(f"{seed} (GPU)" if seed in self.on_gpu else str(seed) for seed in self.seeds),
             f"{self.cacc['n']} / {self.asr['n']}{several}",
             "" if self.seconds is None else f"{self.seconds:.0f}",
         ]
@@ -63,12 +67,15 @@ class Figures:
 
 def figures(lines: Sequence[Line], cell: Cell) -> Figures | None:
     """Of the lines those of a cell, the last of each seed; None where there are none."""
-    found = {line["seed"]: line for line in lines if cell == Cell(line["attack"], line["defence"], line["amount"])}
+    found: dict[int, Line] = {}
+    for line in sorted(lines, key=_on_cpu):
+        if cell == Cell(line["attack"], line["defence"], line["amount"]):
+            found[line["seed"]] = line
     if not found:
         return None
     chosen = [found[seed] for seed in sorted(found)]
     rates = [rate for line in chosen for rate in line["asr"]]
-    seconds = [line["seconds"] for line in chosen if line["seconds"] is not None]
+    seconds = [line["seconds"] for line in chosen if line["seconds"] is not None and _on_cpu(line)]
     return Figures(
         cacc=mean([line["cacc"] for line in chosen]),
         drop=mean([line["twin_cacc"] for line in chosen])["value"] - mean([line["cacc"] for line in chosen])["value"],
@@ -78,9 +85,14 @@ def figures(lines: Sequence[Line], cell: Cell) -> Figures | None:
         triggers=len(chosen[0]["asr"]),
         seeds=tuple(line["seed"] for line in chosen),
         clean_rows=chosen[0]["clean_rows"],
+        on_gpu=frozenset(line["seed"] for line in chosen if not _on_cpu(line)),
         seconds=sum(seconds) / len(seconds) if seconds else None,
         chosen=tuple(dict.fromkeys(line["chosen"] for line in chosen if line["chosen"])),
     )
+
+
+def _on_cpu(line: Line) -> bool:
+    return str(line.get("device", "cpu")) == "cpu"
 
 
 def mean(rates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -199,6 +211,26 @@ def musclelora_table1(lines: Sequence[Line]) -> str:
     return markdown_table(heads, rows)
 
 
+# --- a GPU ------------------------------------------------------------------------------------------------------------
+
+
+def gpu(lines: Sequence[Line]) -> str:
+    """Cells that were measured on both, a row a cell and seed."""
+    rows = []
+    for line in lines:
+        same = [other for other in lines if all(other[part] == line[part] for part in CELL) and _on_cpu(other)]
+        if _on_cpu(line) or not same:
+            continue
+        name = [attack_name(line["attack"]), defence_name(line["defence"]), str(line["seed"])]
+        pairs = [same[-1], line]
+        accuracies = [interval(one["cacc"]) for one in pairs]
+        asrs = [interval(mean([rate["rate"] for rate in one["asr"]])) for one in pairs]
+        counts = f"{line['cacc']['n']} / {line['asr'][0]['rate']['n']}"
+        rows.append([*name, *accuracies, *asrs, counts, *(f"{one['seconds']:.0f}" for one in pairs)])
+    heads = ["attack", "defence", "seed", "CACC, CPU", "CACC, GPU", "ASR, CPU", "ASR, GPU", "n (clean / triggered)"]
+    return markdown_table([*heads, "seconds, CPU", "seconds, GPU"], rows)
+
+
 # --- the others -------------------------------------------------------------------------------------------------------
 
 
@@ -314,6 +346,7 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "gba_table12": rows_of("gba_table12", papers.GBA_TABLE_12),
     "musclelora_table1": musclelora_table1,
     "musclelora_table3": rows_of("musclelora_table3", papers.MUSCLELORA_TABLE_3),
+    "gpu": gpu,
     "auto": rows_of("auto", {}),
     "auto_held_out": rows_of("auto_held_out", {}),
     "unlearn_held_out": rows_of("unlearn_held_out", {}),

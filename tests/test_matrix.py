@@ -271,6 +271,28 @@ def test_a_cell_is_the_mean_over_triggers_and_seeds(matrix: ModuleType, matrix_t
     assert matrix_tables.figures(lines, matrix_tables.Cell("embedding", "GBA", 1)) is None
 
 
+def test_a_gpu_counts_where_the_cpu_has_nothing_and_says_so(matrix_tables: ModuleType) -> None:
+    lines = [line("data-badnets", "LoRA", 1), line("data-badnets", "LoRA", 1, excess=0.9) | {"device": "cuda"}]
+    lines += [line("data-badnets", "LoRA", 2, excess=0.5) | {"device": "cuda", "seconds": 9}]
+    found = matrix_tables.figures(lines, matrix_tables.Cell("data-badnets", "LoRA", 1))
+    assert found.excess["value"] == pytest.approx((lines[0]["asr"][0]["excess"]["value"] + 0.5) / 2)
+    assert found.counts()[0] == "1, 2 (GPU)"
+    assert found.seconds == lines[0]["seconds"]
+    (beside,) = matrix_tables.gpu(lines).splitlines()[2:]
+    assert beside.startswith("| BadNets | LoRA | 1 | ")
+
+
+def test_what_was_measured_on_another_device_is_measured_again(
+    matrix: ModuleType, typed: list[list[str]], cases: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
+    start(matrix, monkeypatch, tmp_path)
+    typed.clear()
+    found = start(matrix, monkeypatch, tmp_path, "--device", "cuda", "--jobs", "2")
+    assert [one.get("device") for one in found] == ["cpu", "cpu", "cuda", "cuda"]
+    assert all("cuda" in command for command in typed)
+
+
 def test_table_2_of_gba(matrix_tables: ModuleType) -> None:
     lines = [line("badnets", "GBA"), line("agnews-badnets", "GBA", excess=0.3), line("neuba", "MEFT")]
     meft, gba, mean = matrix_tables.gba_table2(lines).splitlines()[2:]
