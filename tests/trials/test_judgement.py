@@ -73,8 +73,9 @@ def test_what_costs_no_accuracy_is_built_on_before_what_leaves_less() -> None:
         Candidate(("some",)): row(0.6, 0.01),
         Candidate(("half",)): row(0.5, 0.01),
         Candidate(("none",)): row(1.0, 0.0),
+        Candidate(("whole model",), reach=1): row(0.1, 0.0),
     }
-    assert [one.name for one in to_build_on(judged, given, LIMITS)] == ["half", "some", "lossy"]
+    assert [one.name for one in to_build_on(judged, given, LIMITS)] == ["half", "some", "whole model", "lossy"]
     assert to_build_on({Candidate(("worse",)): row(0.1, 0.0, "loses accuracy")}, given, LIMITS) == []
 
 

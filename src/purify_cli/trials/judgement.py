@@ -56,11 +56,14 @@ def rank(candidate: Candidate, row: dict[str, Any], given: dict[str, Any], limit
 def to_build_on(judged: dict[Candidate, dict[str, Any]], given: dict[str, Any], limits: Settings) -> list[Candidate]:
     """Those that help and do not pass, the best to put something on top of first.
 
-    What costs no accuracy goes before what leaves less: a loss stays, whatever is put on top of it.
+    What costs no accuracy goes before what leaves less: a loss stays, whatever is put on top of it. For the same reason
+    what acts on what was found goes before what acts on the whole model: few texts do not show all that this costs.
     """
     by_rank = {one: rank(one, row, given, limits) for one, row in judged.items() if row["outcome"] == "trigger left"}
     helps = [one for one in by_rank if by_rank[one]]
-    return sorted(helps, key=lambda one: (_within_max_drop(judged[one], limits), by_rank[one]), reverse=True)
+    return sorted(
+        helps, key=lambda one: (_within_max_drop(judged[one], limits), -one.reach, by_rank[one]), reverse=True
+    )
 
 
 def _within_max_drop(row: dict[str, Any], limits: Settings) -> bool:
