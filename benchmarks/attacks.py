@@ -17,12 +17,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from through_cli import alone, at_once, make, run, tail
+from through_cli import alone, at_once, make, place_for, run, tail
 
 Cases = Mapping[str, Mapping[str, Any]]
 
@@ -30,9 +29,9 @@ Cases = Mapping[str, Mapping[str, Any]]
 def main() -> None:
     """Run the cases that are not there yet, in their order."""
     arguments = _arguments()
-    out, work = Path(arguments.out), Path(arguments.work)
+    out, work = Path(arguments.out), place_for(arguments.work, arguments.device)
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
-    have = {(line["name"], line["seed"]) for line in lines}
+    have = {(line["name"], line["seed"]) for line in lines if line.get("device", "cpu") == arguments.device}
     jobs: list[tuple[Cases, str, int]] = []
     for seed in arguments.seed:
         os.environ |= {"WORK": str(work), "SEED": str(seed)}
@@ -54,8 +53,8 @@ def main() -> None:
 def measured(cases: Cases, name: str, seed: int, work: Path, device: str) -> dict[str, Any]:
     """The line of one case."""
     case = cases[name]
-    (attacked, tuned), seconds = _checkpoints(cases, name, seed, work, device)
-    twins, _ = _checkpoints(cases, case.get("twin", name), seed, work, device)
+    attacked, tuned = _checkpoints(cases, name, seed, work, device)
+    twins = _checkpoints(cases, case.get("twin", name), seed, work, device)
     is_classifier = "ForSequenceClassification" in (attacked / "config.json").read_text(encoding="utf-8")
     return {
         "name": name,
@@ -63,28 +62,25 @@ def measured(cases: Cases, name: str, seed: int, work: Path, device: str) -> dic
         "data": Path(case["test"]).parent.name,
         "victim": case["victim"],
         "device": device,
-        "poison_seconds": round(seconds, 1),
         "before": _measured(case, attacked, twins[0], seed, device) if is_classifier else None,
         "after": _measured(case, tuned, twins[1], seed, device),
     }
 
 
-def _checkpoints(cases: Cases, name: str, seed: int, work: Path, device: str) -> tuple[tuple[Path, Path], float]:
-    """What the attack made and what the victim made of it, made if they are not there; seconds of the attack."""
+def _checkpoints(cases: Cases, name: str, seed: int, work: Path, device: str) -> tuple[Path, Path]:
+    """What the attack made and what the victim made of it; made if they are not there."""
     case = cases[name]
     attacked, tuned = (work / f"{name}-{seed}{end}" for end in ("", "-finetuned"))
     given = ["--device", device]
     if Path(case["base"]).parent == work:  # what another case makes
         _checkpoints(cases, Path(case["base"]).name.removesuffix(f"-{seed}"), seed, work, device)
-    started = time.perf_counter()
     if case["attack"] is None:
         make(attacked, ["purify", case["base"], "--method", "finetune", *case["train"], *given], seed)
     else:
         make(attacked, ["poison", case["base"], *case["attack"], *given], seed)
-    seconds = time.perf_counter() - started
     command = ["purify", str(attacked), "--method", "finetune", "--clean", case["clean"], *case["victim"], *given]
     make(tuned, command, seed)
-    return (attacked, tuned), seconds
+    return attacked, tuned
 
 
 def _measured(case: Mapping[str, Any], model: Path, twin: Path, seed: int, device: str) -> dict[str, Any]:
@@ -119,7 +115,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", default=[], help="names of cases")
     parser.add_argument("--work", required=True, help="folder for checkpoints")
     parser.add_argument("--seed", nargs="+", type=int, default=[1])
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="has a folder of its own in --work")
     parser.add_argument("--jobs", type=int, default=1, help="cases at a time")
     parser.add_argument("--out", required=True)
     return parser.parse_args()

@@ -39,7 +39,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from through_cli import Failed, alone, at_once, make, run, tail
+from through_cli import Failed, alone, at_once, make, place_for, run, tail
 
 Case = dict[str, Any]
 
@@ -96,7 +96,7 @@ def load(file: Path) -> Plan:
 def main() -> None:
     """Run the cells that are not there yet, in their order."""
     arguments = _arguments()
-    out, work = Path(arguments.out), Path(arguments.work)
+    out, work = Path(arguments.out), place_for(arguments.work, arguments.device)
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
     have = {
         (Cell(line["attack"], line["defence"], line["amount"]), line["seed"])
@@ -150,7 +150,7 @@ def measured(plan: Plan, cell: Cell, seed: int, work: Path, device: str, *, keep
     """
     case, defence = plan.attack(cell.attack), plan.defence(cell.defence)
     for path in (case["model"], case["twin"]):
-        _require(plan, path, seed)
+        _require(plan, path, seed, device)
     model, record, seconds = Path(case["model"]), {}, None
     rows = {"clean_rows": None, "untrusted_rows": None}
     if defence is not None:
@@ -253,7 +253,7 @@ def _rows(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
-def _require(plan: Plan, path: str, seed: int) -> None:
+def _require(plan: Plan, path: str, seed: int, device: str) -> None:
     """Make a checkpoint that the file of cases says how to make, and whatever that needs."""
     if "$" in path:
         raise Failed(f"{path}: give the variable a value")
@@ -261,8 +261,8 @@ def _require(plan: Plan, path: str, seed: int) -> None:
         return
     for part in plan.checkpoints[path]:
         if part in plan.checkpoints:
-            _require(plan, part, seed)
-    make(Path(path), plan.checkpoints[path], seed)
+            _require(plan, part, seed, device)
+    make(Path(path), [*plan.checkpoints[path], "--device", device], seed)
 
 
 def _targets(case: Case, attack: str, seed: int, work: Path, device: str) -> dict[str, list[str]]:
@@ -334,7 +334,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--defence", nargs="*", default=[], help="names of defences; none: all of the tables")
     parser.add_argument("--work", required=True, help="folder for checkpoints and for the rows that are drawn")
     parser.add_argument("--seed", nargs="+", type=int, default=[1])
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="has a folder of its own in --work")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     parser.add_argument("--keep", action="store_true", help="keep the purified checkpoints")
     parser.add_argument("--out", required=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import papers
 from matrix import Cell, Plan, load
-from tables import NOTHING, Line, code, escaped, interval, markdown_table
+from tables import NOTHING, Line, code, escaped, interval, last, markdown_table
 
 CASES = Path(__file__).resolve().parent / "matrix_cases.json"
 
@@ -31,6 +31,8 @@ NAMES |= {"word4": "a word of four pieces, other target", "phrase": "a phrase of
 
 CELL = ("attack", "defence", "amount", "seed")
 """What two lines of one cell and seed have in common."""
+
+PLACES = ("CPU", "GPU")
 
 COLUMNS = ("seeds", "n (clean / triggered)", "seconds")
 
@@ -180,7 +182,7 @@ def _printed(paper: Mapping[str, papers.Printed], cell: Cell) -> str:
 
 
 def musclelora_table1(lines: Sequence[Line]) -> str:
-    """A block an attack, a column a defence, as in the paper; floor and n do not depend on the defence."""
+    """A block an attack, a column a defence, as in the paper; the floor is that of the column's seeds."""
     cells = plan().cells("musclelora_table1")
     defences = list(dict.fromkeys(cell.defence for cell in cells))
     rows = []
@@ -192,6 +194,7 @@ def musclelora_table1(lines: Sequence[Line]) -> str:
         shown: list[tuple[str, Callable[[Figures], str]]] = [
             ("CACC (beside the twin)", lambda ours: ours.accuracy()),
             ("ASR", lambda ours: interval(ours.asr)),
+            ("floor", lambda ours: f"{ours.floor['value']:.3f}"),
             ("excess", lambda ours: interval(ours.excess, sign=True)),
             ("seeds", lambda ours: ours.counts()[0]),
             ("seconds", lambda ours: ours.counts()[2]),
@@ -200,14 +203,14 @@ def musclelora_table1(lines: Sequence[Line]) -> str:
         paper = [_printed(papers.MUSCLELORA_TABLE_1, cell) for cell, _ in of_attack]
         block.append(["", "paper: ASR / CACC, %", *paper])
         block[0][0] = attack_name(attack)
-        edge = [[interval(found[0].floor), found[0].counts()[1]], *[["", ""]] * (len(block) - 1)]
+        edge = [[found[0].counts()[1]], *[[""]] * (len(block) - 1)]
         rows += [row + end for row, end in zip(block, edge, strict=True)]
     means = {row[2]: row for row in _means(lines, "musclelora_table1")}
     if means:
         for name, part, place in (("mean", "excess", 6), ("", "CACC beside the twin", 7)):
             of_defence = (means.get(defence_name(defence)) for defence in defences)
-            rows.append([name, part, *("" if row is None else row[place] for row in of_defence), "", ""])
-    heads = ["attack", "", *map(defence_name, defences), "floor", "n (clean / triggered)"]
+            rows.append([name, part, *("" if row is None else row[place] for row in of_defence), ""])
+    heads = ["attack", "", *map(defence_name, defences), "n (clean / triggered)"]
     return markdown_table(heads, rows)
 
 
@@ -217,18 +220,25 @@ def musclelora_table1(lines: Sequence[Line]) -> str:
 def gpu(lines: Sequence[Line]) -> str:
     """Cells that were measured on both, a row a cell and seed."""
     rows = []
-    for line in lines:
-        same = [other for other in lines if all(other[part] == line[part] for part in CELL) and _on_cpu(other)]
-        if _on_cpu(line) or not same:
+    for line in last([line for line in lines if not _on_cpu(line)], lambda line: tuple(line[part] for part in CELL)):
+        cell = Cell(line["attack"], line["defence"], line["amount"])
+        here = figures([other for other in lines if _on_cpu(other) and other["seed"] == line["seed"]], cell)
+        there = figures([line], cell)
+        if here is None or there is None:
             continue
-        name = [attack_name(line["attack"]), defence_name(line["defence"]), str(line["seed"])]
-        pairs = [same[-1], line]
-        accuracies = [interval(one["cacc"]) for one in pairs]
-        asrs = [interval(mean([rate["rate"] for rate in one["asr"]])) for one in pairs]
-        counts = f"{line['cacc']['n']} / {line['asr'][0]['rate']['n']}"
-        rows.append([*name, *accuracies, *asrs, counts, *(f"{one['seconds']:.0f}" for one in pairs)])
-    heads = ["attack", "defence", "seed", "CACC, CPU", "CACC, GPU", "ASR, CPU", "ASR, GPU", "n (clean / triggered)"]
-    return markdown_table([*heads, "seconds, CPU", "seconds, GPU"], rows)
+        row = [attack_name(cell.attack), defence_name(cell.defence), str(line["seed"])]
+        for part in ("cacc", "asr", "excess"):
+            row += [interval(getattr(one, part), sign=part == "excess") for one in (here, there)]
+        rows.append(
+            [*row, here.counts()[1], *("" if one is None else f"{one:.0f}" for one in (here.seconds, line["seconds"]))]
+        )
+    heads = [
+        "attack",
+        "defence",
+        "seed",
+        *(f"{part}, {place}" for part in ("CACC", "ASR", "excess") for place in PLACES),
+    ]
+    return markdown_table([*heads, "n (clean / triggered)", *(f"seconds, {place}" for place in PLACES)], rows)
 
 
 # --- the others -------------------------------------------------------------------------------------------------------

@@ -30,6 +30,10 @@ KINDS: tuple[Kind, ...] = ("attack", "purifier")
 TRAININGS = [(kind, name) for kind in KINDS for name in catalogue.names(kind)]
 GPU = replace(RUN, device="cuda")
 
+MODEL_DETECTORS = [
+    name for name in catalogue.names("detector") if set(catalogue.declared("detector", name, "NEEDS")) - {"files"}
+]
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _prepared() -> Iterator[None]:
@@ -48,7 +52,10 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize(("kind", "name"), TRAININGS)
 def test_trainings_are_the_same_bytes_again(kind: Kind, name: str, subjects: tuple[Path, Path]) -> None:
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.max_memory_allocated()
     first, second = (trained(kind, name, subjects, GPU) for _ in range(2))
+    assert torch.cuda.max_memory_allocated() > before, "it was done elsewhere"
     ours, again = first.model.state_dict(), second.model.state_dict()
     assert [key for key in ours if not torch.equal(ours[key], again[key])] == []
     assert without_seconds(first.report) == without_seconds(second.report)
@@ -69,14 +76,14 @@ def test_trainings_go_where_they_go_on_the_cpu(kind: Kind, name: str, subjects: 
         here[key] - start[key] if key in start and start[key].shape == here[key].shape else here[key] for key in keys
     ]
     apart = [here[key] - there[key].cpu() for key in keys]
-    assert _norm(apart) <= 0.05 * _norm(moved)
+    assert _norm(moved) > 0 and _norm(apart) <= 0.05 * _norm(moved)
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
     return float(torch.cat([tensor.flatten() for tensor in tensors]).norm())
 
 
-@pytest.mark.parametrize("name", catalogue.names("detector"))
+@pytest.mark.parametrize("name", MODEL_DETECTORS)
 def test_detectors_find_the_same(name: str, fixtures: Path) -> None:
     module = catalogue.load("detector", name)
     evidence = Evidence(base=Subject(fixtures / "clean"))
@@ -103,7 +110,7 @@ def test_analyses_see_the_same(name: str, tmp_path: Path) -> None:
         analysis = module.analyse(cases, Evidence(), module.Settings(), Run(device=device, max_length=32))
         return [[value for value in row.values() if isinstance(value, float)] for row in analysis.rows]
 
-    torch.testing.assert_close(seen("cuda"), seen("cpu"), rtol=1e-2, atol=1e-3, equal_nan=True)
+    torch.testing.assert_close(seen("cuda"), seen("cpu"), rtol=1e-2, atol=1e-4, equal_nan=True)
 
 
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES))

@@ -20,7 +20,7 @@ from purify_cli.cli import app
 
 GROUP = typer.main.get_command(app)
 CASES = FOLDER / "matrix_cases.json"
-VARIABLES = tuple("ENCODER ROWS OTHERS ATTACKS ENCODER6 ROWS6 OTHERS6 ATTACKS6 AGROWS DATA ZOO".split())
+VARIABLES = ("ENCODER", "ROWS", "OTHERS", "AGROWS", "DATA", "ZOO", "ATTACKS")
 
 
 @pytest.fixture(scope="module")
@@ -282,15 +282,43 @@ def test_a_gpu_counts_where_the_cpu_has_nothing_and_says_so(matrix_tables: Modul
     assert beside.startswith("| BadNets | LoRA | 1 | ")
 
 
-def test_what_was_measured_on_another_device_is_measured_again(
+def test_another_device_measures_and_makes_everything_anew(
     matrix: ModuleType, typed: list[list[str]], cases: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
-    start(matrix, monkeypatch, tmp_path)
-    typed.clear()
+    start(matrix, monkeypatch, tmp_path, "--keep")
+    first = len(typed)
     found = start(matrix, monkeypatch, tmp_path, "--device", "cuda", "--jobs", "2")
-    assert [one.get("device") for one in found] == ["cpu", "cpu", "cuda", "cuda"]
-    assert all("cuda" in command for command in typed)
+    assert [one["device"] for one in found] == ["cpu", "cpu", "cuda", "cuda"]
+    assert sorted(command[0] for command in typed[first:]) == sorted(command[0] for command in typed[:first])
+    assert all(dict(pairwise(command))["--device"] == "cuda" for command in typed[first:])
+    assert all(dict(pairwise(command))["--device"] == "cpu" for command in typed[:first])
+
+
+@pytest.mark.slow
+def test_commands_of_several_jobs_end_as_they_do_alone(matrix: ModuleType) -> None:
+    """With processes in the place of a stub: threads that start some ask after each other's."""
+    through_cli = sys.modules["through_cli"]  # as the scripts have it
+    said: list[str] = []
+
+    def job(number: int) -> None:
+        if number % 4:
+            said.append(through_cli.run(["--version"]))
+        else:
+            with pytest.raises(through_cli.Failed, match=r"(?s)exit code 2.*no-such-command"):
+                through_cli.run(["no-such-command"])
+
+    through_cli.at_once(job, range(24), 5)
+    assert len(said) == 18 and len(set(said)) == 1 and said[0].startswith("purify")
+    begun: list[int] = []
+
+    def fails(number: int) -> None:
+        begun.append(number)
+        raise through_cli.Failed("no")
+
+    with pytest.raises(through_cli.Failed):
+        through_cli.at_once(fails, range(1000), 2)
+    assert len(begun) < 1000
 
 
 def test_table_2_of_gba(matrix_tables: ModuleType) -> None:
@@ -308,7 +336,8 @@ def test_table_1_of_musclelora(matrix_tables: ModuleType) -> None:
     rows = matrix_tables.musclelora_table1(lines).splitlines()
     assert rows[0].startswith("| attack |  | Vanilla | LoRA | Adapter | Prefix | MuScleLoRA | Clean-only | Z-filter |")
     assert rows[2].startswith("| AddSent | CACC (beside the twin) | 0.800 [0.700, 0.900] (-0.010) |  |")
-    assert rows[4].startswith("|  | excess | +0.700")
+    assert rows[4].startswith("|  | floor | 0.200")
+    assert rows[5].startswith("|  | excess | +0.700")
     assert rows[-1].startswith("|  | paper: ASR / CACC, % | 99.89 / 90.99 | 96.16 / 88.96 |")
     assert "18.97 / 86.77" in rows[-1]
     lines.append(line("data-badnets", "Vanilla", amount=96, excess=0.1))

@@ -73,9 +73,13 @@ def test_what_costs_no_accuracy_is_built_on_before_what_leaves_less() -> None:
         Candidate(("some",)): row(0.6, 0.01),
         Candidate(("half",)): row(0.5, 0.01),
         Candidate(("none",)): row(1.0, 0.0),
-        Candidate(("whole model",), reach=1): row(0.1, 0.0),
     }
-    assert [one.name for one in to_build_on(judged, given, LIMITS)] == ["half", "some", "whole model", "lossy"]
+    assert [one.name for one in to_build_on(judged, given, LIMITS)] == ["half", "some", "lossy"]
+    whole = Candidate(("whole model",), reach=1)
+    order = [one.name for one in to_build_on(judged | {whole: row(0.1, 0.0)}, given, LIMITS)]
+    assert order == ["half", "whole model", "some", "lossy"], "few texts do not show all that it costs"
+    only = {Candidate(("lossy",)): row(0.2, 0.03), whole: row(0.5, 0.0)}
+    assert [one.name for one in to_build_on(only, given, LIMITS)] == ["whole model", "lossy"]
     assert to_build_on({Candidate(("worse",)): row(0.1, 0.0, "loses accuracy")}, given, LIMITS) == []
 
 

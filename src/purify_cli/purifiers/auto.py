@@ -29,11 +29,11 @@ Of those that pass, the ones whose measured loss is within `max_drop` go first, 
 (AUTO_REACH), then the costliest. For a search sees words and a few manners only: nothing here can tell whether a
 backdoor of another syntax or style is left, so what acts on the whole model is preferred to what acts on what was
 found. `prefer=first` stops at the cheapest that passes. If none passes, methods that work on a classifier are put on
-top of one that helps, those that train out what was found also on themselves: of those whose measured loss is within
-`max_drop`, for a loss stays, and of these of what acts on what was found, for few texts do not show all that the others
-cost, on the one that leaves the least suspicion; then, if none passes yet, on the next best. If none passes then, the
-one that leaves the least is given back, if that is less than the input's; else the input. Either way the limits are not
-met.
+top of one that helps, those that train out what was found also on themselves. Two are built on at most: first the best
+of those that act on what was found, if its measured loss is within `max_drop`, for few texts do not show all that
+acting on the whole model costs; then the one that leaves the least suspicion, of those within `max_drop` if there are
+any, for a loss stays. If none passes then, the one that leaves the least is given back, if that is less than the
+input's; else the input. Either way the limits are not met.
 
 An encoder has no classifier to compare with. Its input is what a user would make of it: the encoder fine-tuned on the
 clean texts.

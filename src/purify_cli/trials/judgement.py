@@ -56,14 +56,14 @@ def rank(candidate: Candidate, row: dict[str, Any], given: dict[str, Any], limit
 def to_build_on(judged: dict[Candidate, dict[str, Any]], given: dict[str, Any], limits: Settings) -> list[Candidate]:
     """Those that help and do not pass, the best to put something on top of first.
 
-    What costs no accuracy goes before what leaves less: a loss stays, whatever is put on top of it. For the same reason
-    what acts on what was found goes before what acts on the whole model: few texts do not show all that this costs.
+    What costs no accuracy goes before what leaves less: a loss stays, whatever is put on top of it. First of all stands
+    the best of those that act on what was found: few texts do not show all that acting on the whole model costs.
     """
     by_rank = {one: rank(one, row, given, limits) for one, row in judged.items() if row["outcome"] == "trigger left"}
     helps = [one for one in by_rank if by_rank[one]]
-    return sorted(
-        helps, key=lambda one: (_within_max_drop(judged[one], limits), -one.reach, by_rank[one]), reverse=True
-    )
+    helps.sort(key=lambda one: (_within_max_drop(judged[one], limits), by_rank[one]), reverse=True)
+    of_words = [one for one in helps if not one.reach and _within_max_drop(judged[one], limits)][:1]
+    return of_words + [one for one in helps if one not in of_words]
 
 
 def _within_max_drop(row: dict[str, Any], limits: Settings) -> bool:
