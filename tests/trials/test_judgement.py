@@ -78,6 +78,9 @@ def test_what_costs_no_accuracy_is_built_on_before_what_leaves_less() -> None:
     whole = Candidate(("whole model",), reach=1)
     order = [one.name for one in to_build_on(judged | {whole: row(0.1, 0.0)}, given, LIMITS)]
     assert order == ["half", "whole model", "some", "lossy"], "few texts do not show all that it costs"
+    chain = Candidate(("half", "half"))  # what the first was put on gives way to the best of the others
+    order = [one.name for one in to_build_on(judged | {whole: row(0.1, 0.0), chain: row(0.2, 0.0)}, given, LIMITS)]
+    assert order == ["half", "whole model", "half + half", "some", "lossy"]
     only = {Candidate(("lossy",)): row(0.2, 0.03), whole: row(0.5, 0.0)}
     assert [one.name for one in to_build_on(only, given, LIMITS)] == ["whole model", "lossy"]
     assert to_build_on({Candidate(("worse",)): row(0.1, 0.0, "loses accuracy")}, given, LIMITS) == []

@@ -57,13 +57,15 @@ def to_build_on(judged: dict[Candidate, dict[str, Any]], given: dict[str, Any], 
     """Those that help and do not pass, the best to put something on top of first.
 
     What costs no accuracy goes before what leaves less: a loss stays, whatever is put on top of it. First of all stands
-    the best of those that act on what was found: few texts do not show all that acting on the whole model costs.
+    the best single method that acts on what was found: few texts do not show all that acting on the whole model costs.
     """
     by_rank = {one: rank(one, row, given, limits) for one, row in judged.items() if row["outcome"] == "trigger left"}
     helps = [one for one in by_rank if by_rank[one]]
     helps.sort(key=lambda one: (_within_max_drop(judged[one], limits), by_rank[one]), reverse=True)
-    of_words = [one for one in helps if not one.reach and _within_max_drop(judged[one], limits)][:1]
-    return of_words + [one for one in helps if one not in of_words]
+    first = [one for one in helps if len(one.steps) == 1 and not one.reach and _within_max_drop(judged[one], limits)][
+        :1
+    ]
+    return first + [one for one in helps if one not in first]
 
 
 def _within_max_drop(row: dict[str, Any], limits: Settings) -> bool:
