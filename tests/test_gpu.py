@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import tiny
 from exams import RUN, save_subjects, short_settings, texts, trained, without_seconds
@@ -63,24 +62,19 @@ def test_trainings_are_the_same_bytes_again(kind: Kind, name: str, subjects: tup
 
 @pytest.mark.parametrize(("kind", "name"), TRAININGS)
 def test_trainings_go_where_they_go_on_the_cpu(kind: Kind, name: str, subjects: tuple[Path, Path]) -> None:
-    """A few steps from the same start with the same draws: all that differs is rounding.
+    """A few steps from the same start with the same draws: all that differs is rounding, in each tensor.
 
-    Of the whole model: where a gradient is nothing but rounding (of a key's bias, which no softmax sees), Adam makes
-    full steps of it.
+    But for the bias of attention's keys, which no softmax sees: its gradient is rounding alone, and Adam makes full
+    steps of it.
     """
     here, there = (trained(kind, name, subjects, run).model.state_dict() for run in (RUN, GPU))
     start = Subject(subjects[0]).open().state_dict()
     assert list(here) == list(there)
-    keys = [key for key, value in here.items() if value.is_floating_point()]
-    moved = [
-        here[key] - start[key] if key in start and start[key].shape == here[key].shape else here[key] for key in keys
-    ]
-    apart = [here[key] - there[key].cpu() for key in keys]
-    assert _norm(moved) > 0 and _norm(apart) <= 0.05 * _norm(moved)
-
-
-def _norm(tensors: Sequence[Tensor]) -> float:
-    return float(torch.cat([tensor.flatten() for tensor in tensors]).norm())
+    for key, value in here.items():
+        if value.is_floating_point() and not key.endswith("key.bias"):
+            moved = (value - start[key]).norm() if key in start and start[key].shape == value.shape else value.norm()
+            apart = (value - there[key].cpu()).norm()
+            assert apart <= 0.05 * moved + 1e-4 * value.norm(), f"{key}: {apart:.1e} apart, {moved:.1e} from the start"
 
 
 @pytest.mark.parametrize("name", MODEL_DETECTORS)
