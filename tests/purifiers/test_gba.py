@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,23 +14,29 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tiny
+from purify_cli.architecture.classifier import classifier_parameters, replace_classifier
 from purify_cli.architecture.embeddings import word_embeddings
 from purify_cli.architecture.prompt import add_prompt
 from purify_cli.architecture.table import base_of
 from purify_cli.checkpoint.write import write_checkpoint
-from purify_cli.data.encode import collate, encode
+from purify_cli.data.encode import Encoded, collate, encode
 from purify_cli.data.texts import Texts
 from purify_cli.data.usage import Usage
 from purify_cli.errors import Interrupted, UnsupportedError, UsageError
 from purify_cli.evaluation.predict import predict
-from purify_cli.purifiers import gba
+from purify_cli.purifiers import Purified, gba
 from purify_cli.purifiers.gba import Broadcast, PromptAnswer, Settings, Swap, preview, purify
 from purify_cli.run import Run
 from purify_cli.subject import Evidence, Subject
+from purify_cli.training.loop import fit
+from purify_cli.training.recipe import Recipe
 
 FAMILIES = ["bert", "roberta", "distilbert", "deberta-v2"]
 TEXTS = Texts("clean.csv", ("the movie was good", "a dull plot", "so bad", "a very fine film") * 4, (1, 0, 0, 1) * 4)
 RUN = Run(max_length=16)
+NO_DROPOUT = dict.fromkeys(
+    ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "seq_classif_dropout"), 0.0
+)
 QUICK = {"epochs": 1, "head_epochs": 1, "batch_size": 8, "learning_rate": 1e-3}
 
 
@@ -193,7 +200,7 @@ def test_a_word_that_its_clean_texts_contradict_is_pulled_too(tmp_path: Path, mo
         tokenizers.clear()
         done = purify(subject, Evidence(), texts, texts, settings, RUN)
         assert done.report["contradicted"] == told
-        assert (tokenizers[0] is subject.tokenizer) is bool(told), "asked before the prompt is there"
+        assert tokenizers == [subject.tokenizer] * bool(told), "asked before the prompt is there"
         moved[chance] = float((word_embeddings(done.model).weight[film].detach() - before).norm())
     assert moved[0.01] > 1.5 * moved[0.0]
     for other in ({"broadcast": "none"}, {"broadcast": "gradient"}, {"pull": 0.0}):
@@ -238,6 +245,43 @@ def test_the_output_is_a_plain_classifier(family: str, tmp_path: Path) -> None:
     first, second = again.tokenizer("good", "bad"), subject.tokenizer("good", "bad")
     assert first["input_ids"][3:] == second["input_ids"][1:]
     assert first.get("token_type_ids", [])[2:] == second.get("token_type_ids", [])
+
+
+def _by_class_tokens(purified: Purified, stream: Encoded) -> torch.Tensor:
+    """E_y . h_[MASK] of each class token, [texts, labels]."""
+    batch = collate(replace(stream, labels=None), range(len(stream)), purified.tokenizer.pad_token_id)
+    with torch.no_grad():
+        mask = base_of(purified.model)(**batch).last_hidden_state[:, 0]
+    tokens = purified.tokenizer.convert_tokens_to_ids(purified.report["class_tokens"])
+    return mask @ word_embeddings(purified.model).weight.detach()[tokens].T
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_is_trained_as_if_the_frozen_encoder_ran_in_each_step(family: str, tmp_path: Path) -> None:
+    subject = Subject(tiny.save(family, tmp_path / "x", **NO_DROPOUT))
+    lines = tuple(map(" ".join, permutations("the movie was good".split())))
+    texts = Texts("clean.csv", lines, (0, 1, 1) * 8)  # of one length, so that they come in one order
+    settings = Settings(**QUICK | {"head_epochs": 3}, broadcast="none", head_rate=1e-2)
+    ours, theirs = (purify(subject, Evidence(), texts, texts, settings, RUN) for _ in range(2))
+    model, stream = theirs.model, encode(theirs.tokenizer, texts, 16)
+    assert len({len(ids) for ids in stream.ids}) == 1
+
+    replace_classifier(model, 2, RUN.seed)
+    opened = set(classifier_parameters(model))
+    if family == "bert":
+        opened |= {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+        drawn = torch.randn(model.bert.pooler.dense.weight.shape, generator=torch.Generator().manual_seed(RUN.seed))
+        model.bert.pooler.dense.weight.data.copy_(drawn * 0.02)
+        model.bert.pooler.dense.bias.data.zero_()
+    recipe = Recipe(trainable=lambda name, _: name in opened, learning_rate=1e-2, epochs=3, batch_size=8)
+    fit(model, {"task": stream}, recipe, RUN)
+    said, expected = (predict(one.model, one.tokenizer, texts, RUN) for one in (ours, theirs))
+    torch.testing.assert_close(said, expected, atol=1e-5, rtol=1e-4)
+    assert expected.std() > 1e-3, "it has learned to tell them apart"
+    right = (expected.argmax(dim=1) == torch.tensor(texts.labels)).float().mean()
+    assert ours.report["tried"] == [{"pull": 7.0, "accuracy": pytest.approx(float(right))}]
+    agrees = (_by_class_tokens(ours, stream).argmax(dim=1) == said.argmax(dim=1)).float().mean()
+    assert ours.report["head_agrees"] == pytest.approx(float(agrees))
 
 
 def test_an_encoder_gets_the_labels_of_the_data(tmp_path: Path) -> None:
@@ -310,7 +354,8 @@ def test_a_score_wants_both_class_tokens_in_proportion(tmp_path: Path) -> None:
     batch = collate(encode(tokenizer, scores, 16), range(3), tokenizer.pad_token_id)
     low, high = tokenizer.convert_tokens_to_ids(["bad", "good"])
     answer = PromptAnswer((low, high), 2.0, span=(0.0, 4.0))
-    log_p = answer.logits(model, batch).log_softmax(dim=-1)
+    mask = base_of(model)(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state[:, 0]
+    log_p = (mask @ word_embeddings(model).weight.T / 2.0).log_softmax(dim=-1)
     by_hand = [log_p[0, low], 0.25 * log_p[1, low] + 0.75 * log_p[1, high], log_p[2, high]]
     torch.testing.assert_close(answer(model, batch), -sum(by_hand) / 3, atol=1e-5, rtol=1e-5)
 
@@ -320,6 +365,12 @@ def test_a_score_wants_both_class_tokens_in_proportion(tmp_path: Path) -> None:
     assert purified.model.config.num_labels == 1
     said = predict(purified.model, purified.tokenizer, texts, RUN)[:, 0]
     assert abs(float(said.mean()) - 2.25) < 1
+    share = (_by_class_tokens(purified, encode(purified.tokenizer, texts, 16)) / 10).softmax(dim=1)[:, 1]
+    correlations = [
+        float(torch.corrcoef(torch.stack([said, other]))[0, 1]) for other in (torch.tensor(texts.labels), share)
+    ]
+    assert purified.report["tried"][0]["accuracy"] == pytest.approx(correlations[0], abs=1e-4)
+    assert purified.report["head_agrees"] == pytest.approx(correlations[1], abs=1e-4)
     with pytest.raises(UsageError, match="all of its scores"):
         purify(subject, Evidence(), texts.with_(labels=(2.0,) * 16), texts, Settings(**QUICK), RUN)
 
@@ -340,7 +391,7 @@ def test_adaptation_and_head_both_see_swapped_texts(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Swap, "__call__", counted)
     subject = Subject(tiny.save("bert", tmp_path / "x"))
-    for broadcast, steps in (("crowd", 4), ("none", 0)):  # two of the adaptation, two of the head
+    for broadcast, steps in (("crowd", 3), ("none", 0)):  # two steps of the adaptation, one batch for the head's states
         seen = 0
         purify(subject, Evidence(), TEXTS, TEXTS, Settings(**QUICK, broadcast=broadcast), RUN)  # type: ignore[arg-type]
         assert seen == steps

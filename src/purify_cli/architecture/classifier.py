@@ -1,11 +1,14 @@
-"""The classification head: which parameters it has, and a fresh one in its place."""
+"""The classification head: which parameters it has, a fresh one in its place, and what it says of known states."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from purify_cli.architecture.table import base_of, family_of
 
@@ -69,3 +72,25 @@ def replace_classifier(model: Any, num_labels: int, seed: int) -> None:
     for module in model.modules():
         if id(module) not in inside and hasattr(module, "num_labels"):
             module.num_labels = num_labels
+
+
+@contextmanager
+def states_known(model: Any, states: Tensor) -> Iterator[None]:
+    """Let a classifier that reads the first token answer from states that its base model has given before.
+
+    Pooler and head are run as they are, with gradients, and the layers below are not: a head on a frozen encoder is
+    trained on each text's states, found once.
+
+    Args:
+        model: a classifier whose summary token is the first; it may be called with any batch meanwhile.
+        states: of the first token, after the last layer, [batch, width].
+    """
+    base = base_of(model)
+    pooler = getattr(base, family_of(base.config).pooler or "", None)
+    text = states[:, None]  # of one token
+    known = BaseModelOutputWithPooling(last_hidden_state=text, pooler_output=None if pooler is None else pooler(text))
+    base.forward = lambda *_, **__: known
+    try:
+        yield
+    finally:
+        del base.forward

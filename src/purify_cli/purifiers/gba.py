@@ -35,8 +35,8 @@ equation 1 reads the embedding itself. Comes out as a plain sequence classifier,
 the prompt: when the prompt has been learned, a fresh classification head is trained on the frozen encoder, so that
 anything that loads a classifier can use it. The report says how often head and class tokens agree.
 Raises what the training raises; UsageError for class tokens that are none.
-Cost: a forward pass over the clean texts, `epochs` of training with a product [batch, width] x [width, V] a step, and
-`head_epochs` forward passes; with `raised` again for each lambda.
+Cost: two forward passes over the clean texts, and `epochs` of training with a product [batch, width] x [width, V] a
+step; with `raised` again for each lambda.
 
 Where we differ from the paper, and why:
 - The mask comes first and not last, for classification heads read the first token (`architecture.prompt`). On a small
@@ -51,18 +51,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from purify_cli.architecture.classifier import classifier_parameters, output_layer, replace_classifier
+from purify_cli.architecture.classifier import (
+    classifier_parameters,
+    output_layer,
+    replace_classifier,
+    states_known,
+)
 from purify_cli.architecture.embeddings import word_embeddings
 from purify_cli.architecture.pet import has_pet
 from purify_cli.architecture.prompt import add_prompt
 from purify_cli.architecture.table import base_of, family_of
-from purify_cli.data.encode import Encoded, encode, length_limit
+from purify_cli.data.encode import Encoded, by_length, collate, encode, length_limit, padding_id
 from purify_cli.data.texts import Texts
 from purify_cli.data.usage import Usage
 from purify_cli.errors import UsageError
@@ -297,10 +301,13 @@ def _adapt(subject: Subject, train: Texts, dev: Texts, settings: Settings, run: 
     )
     adapted = fit(model, {"task": stream}, recipe, run)
     after = broadcast.distance(model)
-    head = _train_head(model, stream, swap, settings, run)
+    head = _train_head(model, tokenizer, stream, swap, settings, run)
 
-    said, meant = (predict(one, tokenizer, dev, run) for one in (model, _ClassTokens(model, answer)))  # [texts, labels]
-    right = torch.tensor(dev.labels or ())
+    states = _mask_states(model, tokenizer, encode(tokenizer, dev, length_limit(tokenizer, model.config, run)), run)
+    with torch.no_grad(), states_known(model, states):
+        said = model(input_ids=torch.zeros_like(states[:, :1], dtype=torch.long)).logits.float()  # [texts, labels]
+    meant = answer.of_tokens(model, states)  # [texts, labels]
+    right = torch.tensor(dev.labels or (), device=states.device)
     if answer.span is None:
         accuracy, agrees = (said.argmax(dim=1) == right), (said.argmax(dim=1) == meant.argmax(dim=1))
         accuracy, agrees = accuracy.float().mean(), agrees.float().mean()
@@ -331,8 +338,23 @@ def _span(model: Any, train: Texts) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def _train_head(model: Any, stream: Encoded, swap: Swap | None, settings: Settings, run: Run) -> Trained:
-    """A fresh classification head, and pooler where there is one, on the encoder as it now is."""
+def _mask_states(model: Any, tokenizer: Any, stream: Encoded, run: Run, swap: Swap | None = None) -> Tensor:
+    """The state of each text's [MASK] after the last layer, [texts, width], on the device."""
+    base = base_of(model)
+    states = torch.empty((len(stream), word_embeddings(model).embedding_dim), device=run.device)
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        for indices in by_length(stream, run.batch_size):
+            batch: Batch = collate(replace(stream, labels=None), indices, padding_id(tokenizer))
+            batch = {name: tensor.to(run.device) for name, tensor in (swap(batch) if swap else batch).items()}
+            states[indices] = base(**batch).last_hidden_state[:, 0].float()
+    return states
+
+
+def _train_head(
+    model: Any, tokenizer: Any, stream: Encoded, swap: Swap | None, settings: Settings, run: Run
+) -> Trained:
+    """A fresh classification head, and pooler where there is one, on the states that the encoder now gives."""
     replace_classifier(model, model.config.num_labels, run.seed)
     if model.config.num_labels == 1:
         with torch.no_grad():  # where the scores are: a small learning rate would be long on its way there
@@ -345,16 +367,22 @@ def _train_head(model: Any, stream: Encoded, swap: Swap | None, settings: Settin
         with torch.no_grad():
             pooler.dense.weight.copy_(torch.randn(pooler.dense.weight.shape, generator=draw) * 0.02)
             pooler.dense.bias.zero_()
-    loss = task_loss(model)
+    loss, states = task_loss(model), _mask_states(model, tokenizer, stream, run, swap)
+
+    def objective(model: nn.Module, batch: Batch) -> Tensor:
+        with states_known(model, states[batch["input_ids"][:, 0]]):
+            return loss(model, batch)
+
     recipe = Recipe(
-        objectives={"task": lambda model, batch: loss(model, batch if swap is None else swap(batch))},
+        objectives={"task": objective},
         trainable=lambda name, parameter: id(parameter) in opened,
         learning_rate=settings.head_rate,
         epochs=settings.head_epochs,
         batch_size=settings.batch_size,
-        identity=f"GBA head {swap and swap.share}",
+        identity=f"GBA head {swap and swap.share} {states.sum()}",
     )
-    return fit(model, {"task": stream}, recipe, run)
+    rows = Encoded(tuple((row,) for row in range(len(stream))), None, stream.labels)  # for each text the row of states
+    return fit(model, {"task": rows}, recipe, run)
 
 
 # --- equation 1 -------------------------------------------------------------------------------------------------------
@@ -387,22 +415,19 @@ class PromptAnswer:
         self.batch: Batch = {}
         self.log_p = self.gradient = torch.empty(0)
 
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """E_w . h_[MASK] / T for every word w, `[batch, V]`."""
-        texts = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        mask = base_of(model)(**texts).last_hidden_state[:, 0]  # [batch, width]
-        scores: Tensor = mask @ word_embeddings(model).weight.T / self.temperature
-        return scores.float()
-
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean over the batch."""
         if self.swap is not None:
             batch = self.swap(batch)
+        texts = {name: tensor for name, tensor in batch.items() if name != "labels"}
         watch = word_embeddings(model).register_forward_hook(self._watch)
         try:
-            log_p = self.logits(model, batch).log_softmax(dim=-1)
+            mask = base_of(model)(**texts).last_hidden_state[:, 0]  # h_[MASK], [batch, width]
         finally:
             watch.remove()
+        # Not mask @ weight.T: its gradient lies transposed, and is added to that of the rows at several times the cost.
+        scores = nn.functional.linear(mask / self.temperature, word_embeddings(model).weight)  # [batch, V]
+        log_p = scores.float().log_softmax(dim=-1)
         self.batch, self.log_p = batch, log_p.detach()
         return -self.of_label(log_p).mean()
 
@@ -417,27 +442,22 @@ class PromptAnswer:
             wanted = torch.stack([1 - share, share], dim=1)
         return (log_p[:, list(self.tokens)] * wanted).sum(dim=1)
 
+    def of_tokens(self, model: nn.Module, states: Tensor) -> Tensor:
+        """What the class tokens say of texts whose h_[MASK] is `[texts, width]`, without gradients.
+
+        Returns:
+            their scores, `[texts, labels]`; of a regression the score that their probabilities stand for, `[texts, 1]`.
+        """
+        rows = word_embeddings(model).weight.detach()[list(self.tokens)].float()  # [labels, width]
+        scores = states @ rows.T / self.temperature
+        return scores if self.span is None else scores.softmax(dim=1) @ scores.new_tensor(self.span)[:, None]
+
     def _watch(self, module: nn.Module, inputs: tuple[Tensor, ...], rows: Tensor) -> None:
         if rows.requires_grad:
             rows.register_hook(self._arrived)  # type: ignore[no-untyped-call]  # torch has no types for it
 
     def _arrived(self, gradient: Tensor) -> None:
         self.gradient = gradient.detach()
-
-
-class _ClassTokens(nn.Module):
-    """The classifier that the class tokens make of a model, for `predict`."""
-
-    def __init__(self, model: Any, answer: PromptAnswer) -> None:
-        super().__init__()
-        self.model, self.config, self.answer = model, model.config, answer
-
-    def forward(self, **batch: Tensor) -> Any:
-        """Logits `[batch, labels]`; of a regression the score that the two tokens' probabilities stand for."""
-        logits = self.answer.logits(self.model, batch)[:, list(self.answer.tokens)]
-        if self.answer.span is not None:
-            logits = logits.softmax(dim=1) @ logits.new_tensor(self.answer.span)[:, None]
-        return SimpleNamespace(logits=logits)
 
 
 # --- equations 3 and 4 ------------------------------------------------------------------------------------------------
