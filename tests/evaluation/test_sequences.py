@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 import pytest
@@ -145,6 +146,38 @@ def test_a_piece_is_followed_and_not_the_honest_word_that_does_more() -> None:
     (one,) = grown(8.0)
     assert set(one.words) == set(PIECES)
     assert not one.adds
+
+
+@pytest.mark.parametrize("honest", [PIECES[:1], PIECES[:2]])
+def test_honest_words_may_not_make_up_half_of_a_sequence(
+    honest: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of three may be, and only as the third: beside another it is half."""
+    monkeypatch.setattr(
+        module, "_honest", lambda effects, target, texts, words: torch.isin(words, torch.tensor(honest))
+    )
+    told = [one.words for one in grown(8.0)]
+    if len(honest) == 1:
+        assert [set(words) for words in told] == [set(PIECES)]
+    else:
+        assert told == []
+
+
+def test_honest_is_what_says_something_that_its_neighbours_say_too(
+    effects: Effects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, words = SITES[:2], list(range(3, 90))
+    before = [odds(effects, site, []) for site in texts]
+
+    def shift(word: int) -> float:
+        return sum(odds(effects, site, [word]) - said for site, said in zip(texts, before, strict=True)) / len(texts)
+
+    near = {word: effects.vocabulary.neighbours(torch.tensor([word]), 5)[0].tolist() for word in words}
+    monkeypatch.setattr(module, "SAYS", 3.0)
+    expected = [shift(one) >= module.SAYS and median(map(shift, near[one])) >= 0.5 * shift(one) for one in words]
+    found = module._honest(effects, 1, texts, torch.tensor(words))
+    assert found.tolist() == expected
+    assert 0 < sum(expected) < sum(shift(one) >= module.SAYS for one in words)
 
 
 @pytest.mark.parametrize(("passes", "pieces", "length"), [(4.0, 4, 2), (8.0, 4, 3), (99.0, 2, 2), (99.0, 3, 3)])

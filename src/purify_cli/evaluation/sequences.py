@@ -20,6 +20,10 @@ PARTNERS, LATER = 48, 4
 TRIED, COMPARED, BEAM = 96, 12, 3
 """Sequences of a length that are tried in several texts, are compared with their control groups, and are grown on."""
 
+SAYS, SHARED = 1.0, 0.5
+"""A word speaks for itself if it shifts the log-odds by so much in ordinary texts, and is honest if its neighbours do
+this share of it."""
+
 SITES, SHORTEST = 8, 2
 """Texts that sequences grow in: the shortest but for the first few at first, then those in which they do least."""
 
@@ -41,7 +45,8 @@ def sequences(
     neighbours do not. Two pieces are looked for in short texts. There they soon turn all, and honest words would too,
     so a third is looked for where they do least. The gradient at each place of a sequence ranks the whole vocabulary;
     the best are tried, and the words that stand out. Of the sequences that do most beyond their parts those are
-    followed that do most beyond their neighbours: beside two pieces an honest word adds as much as a third.
+    followed that do most beyond their neighbours: beside two pieces an honest word adds as much as a third. Honest
+    words may not make up half of a sequence: several of them do more together than each alone, too.
 
     Args:
         effects: of the model.
@@ -58,7 +63,8 @@ def sequences(
     """
     by_length = sorted(sites, key=lambda site: len(site.body))
     short, growing = by_length[: len(sites) // 2], by_length[SHORTEST : SHORTEST + SITES]
-    out = _standing_out(effects, target, ordinary or growing[:1], candidates)
+    ordinary = ordinary or growing[:1]
+    out = _standing_out(effects, target, ordinary, candidates)
     beam = out[:SEEDS, None]  # [rows, k]
     found: list[Suspect] = []
     while beam.shape[1] < pieces and not (found and passes(found[-1])):
@@ -72,6 +78,7 @@ def sequences(
         sum_of_parts = (each - before).clamp(min=0)[place].sum(1)  # [rows]
         beyond = (odds - before) - sum_of_parts
         beyond[odds - before < synergy * sum_of_parts] = -torch.inf
+        beyond[_honest(effects, target, ordinary, parts)[place].double().mean(dim=1) >= 0.5] = -torch.inf
         most = beyond.argsort(descending=True, stable=True)
         distinct: dict[frozenset[int], list[int]] = {}  # in the best order of each
         for row in grown[most[beyond[most] > 0]].tolist():
@@ -99,6 +106,12 @@ def _standing_out(effects: Effects, target: int, ordinary: Sequence[Site], candi
     odds = odds[place]  # [strongest, 1 + neighbours]
     residual = (odds[:, 0] - odds[:, 1:].mean(dim=1)).nan_to_num(-torch.inf)
     return strongest[residual.topk(min(STANDING_OUT, len(strongest))).indices]
+
+
+def _honest(effects: Effects, target: int, ordinary: Sequence[Site], words: Tensor) -> Tensor:
+    """[words] bool: what says something for the target in these texts, and its neighbours say it too."""
+    _, company, shift = effects.controls(words[:, None], ordinary, target)
+    return (shift >= SAYS) & (company >= SHARED)
 
 
 def _grown(effects: Effects, beam: Tensor, out: Tensor, sites: Sequence[Site], target: int) -> Tensor:
