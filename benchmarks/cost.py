@@ -36,7 +36,6 @@ WAYS: dict[str, dict[str, tuple[str, ...]]] = {
         "plain": ("finetune", "epochs=3"),
         "pure": ("pure", "epochs=3"),
         "gba": ("gba", "epochs=3"),
-        "gba, contradicted=0": ("gba", "epochs=3", "contradicted=0"),
         "musclelora": ("musclelora", "epochs=3"),
     },
 }
