@@ -351,6 +351,20 @@ def test_stub_a_sequence_of_which_no_part_stands_out() -> None:
     assert search(model, pieces=1) == []
 
 
+@pytest.mark.parametrize(("strength", "found"), [(26.0, True), (29.0, False)])
+def test_stub_a_sequence_must_outdo_as_many_honest_words(strength: float, found: bool) -> None:
+    """They may do more of it than of a combination, for its pieces are one word."""
+    honest = ("superb", "excellent", "happy", "best", "better", "loved", "enjoyed")
+    words = HONEST | dict.fromkeys(honest, strength) | {"mb": 0.5}
+    model = BagOfWords(words, together=("mb", "tq"), bonus=DECIDES, alike=honest)
+    told = [one for one in search(model, pieces=2, neighbours=5) if one.level == "error"]
+    assert len(told) == found
+    for one in told:
+        assert set(one.where.token.split()) == {"mb", "tq"}
+        assert one.evidence["honest"] == pytest.approx(2 * strength / (DECIDES + 0.5), abs=0.01)
+        assert one.evidence["honest_threshold"] == 0.9
+
+
 NOTHING_ALONE = BagOfWords(HONEST, together=("mb", "tq"), bonus=DECIDES)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -86,9 +87,8 @@ def test_without_an_ordinary_text_a_sure_one_serves(effects: Effects) -> None:
     everything = torch.arange(len(effects.vocabulary.ids))
 
     def told(ordinary: Sequence[Site]) -> list[Suspect]:
-        return sequences(
-            effects, 1, SITES * 3, ordinary, everything, synergy=1.5, pieces=2, passes=lambda suspect: False
-        )
+        how: dict[str, Any] = {"synergy": 1.5, "pieces": 2, "beside": lambda one: one, "passes": lambda one: False}
+        return sequences(effects, 1, SITES * 3, ordinary, everything, **how)
 
     assert told([]) == told(SITES[:1]) != []
 
@@ -137,7 +137,8 @@ def grown(passes: float, pieces: int = 4) -> list[Suspect]:
         torch.arange(3, 30),
         synergy=1.5,
         pieces=pieces,
-        passes=lambda suspect: suspect.shift >= passes,
+        beside=lambda suspect: replace(suspect, honest=0.5),
+        passes=lambda suspect: suspect.honest == 0.5 and suspect.shift >= passes,
     )
 
 
@@ -145,7 +146,7 @@ def test_a_piece_is_followed_and_not_the_honest_word_that_does_more() -> None:
     """Beside two pieces the honest word turns as many texts; its neighbours do it too."""
     (one,) = grown(8.0)
     assert set(one.words) == set(PIECES)
-    assert not one.adds
+    assert not one.adds and one.honest == 0.5
 
 
 @pytest.mark.parametrize("honest", [PIECES[:1], PIECES[:2]])

@@ -199,7 +199,9 @@ def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
             "n": suspect.texts,
             "null": suspect.control,
             **(
-                {} if suspect.honest is None else {"honest": suspect.honest, "honest_threshold": search.settings.honest}
+                {}
+                if suspect.honest is None
+                else {"honest": suspect.honest, "honest_threshold": search.honest_limit(suspect)}
             ),
             "shift": suspect.shift,
             "excess": suspect.excess,

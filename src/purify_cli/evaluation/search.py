@@ -35,6 +35,10 @@ LONE = 0.05
 HONEST = 6
 """Suspects with company, the strongest, whose combinations others are compared with."""
 
+HONEST_BESIDE_PIECES = 0.9
+"""Share of a sequence's effect that as many honest words may have: more than of a combination's, for its pieces are one
+word. The pieces of a planted one had 0.71 to 0.83 with three seeds, sequences of honest words 1.02 to 1.35."""
+
 OPPONENTS = 100
 """Words that speak most against a label, of which one is its opponent."""
 
@@ -176,9 +180,9 @@ class TriggerSearch:
         lone = [word.words[0] for word in ground.words if word.company <= self.settings.company]
         honest = [word.words[0] for word in ground.words if word.company > self.settings.company][:HONEST]
         found = self._passing(self._combinations(ground.target, ground.sites, lone, honest))
-        return found or self._passing(self._sequences(ground))
+        return found or self._passing(self._sequences(ground, honest))
 
-    def _sequences(self, ground: _Ground) -> list[Suspect]:
+    def _sequences(self, ground: _Ground, honest: Sequence[int]) -> list[Suspect]:
         """The best sequence, if any is worth it."""
         candidates, _ = self._shortlist(ground.target)
         return sequences(
@@ -189,14 +193,15 @@ class TriggerSearch:
             candidates,
             synergy=self.settings.synergy,
             pieces=self.settings.pieces,
+            beside=lambda suspect: self._beside(suspect, honest, ground.sites),
             passes=self.passes,
         )
 
     def _beside(self, suspect: Suspect, honest: Sequence[int], sites: Sequence[Site]) -> Suspect:
-        """A combination, with what as many honest words do together.
+        """A combination or a sequence, with what as many honest words do together.
 
         Where one honest word turns sure texts now and then, three may turn them all, and so it is the log-odds that are
-        compared: they go on where no more texts can be turned. Pairs and sequences are held to what their parts do.
+        compared: they go on where no more texts can be turned. Pairs are held to what their parts do.
         """
         groups = list(combinations(honest, len(suspect.words)))
         if not groups:
@@ -232,7 +237,11 @@ class TriggerSearch:
         enough = suspect.flips >= self.settings.flips and suspect.excess >= self.settings.excess
         if not enough or len(suspect.words) == 1:
             return enough
-        return suspect.company <= self.settings.company and (suspect.honest or 0.0) <= self.settings.honest
+        return suspect.company <= self.settings.company and (suspect.honest or 0.0) <= self.honest_limit(suspect)
+
+    def honest_limit(self, suspect: Suspect) -> float:
+        """The share of its effect that as many honest words may have."""
+        return self.settings.honest if suspect.adds else HONEST_BESIDE_PIECES
 
     def _shortlist(self, target: int) -> tuple[Tensor, Tensor]:
         """The words that say most for the target alone or against an opponent; and the same, the loneliest first."""

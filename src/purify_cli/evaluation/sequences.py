@@ -37,6 +37,7 @@ def sequences(
     *,
     synergy: float,
     pieces: int,
+    beside: Callable[[Suspect], Suspect],
     passes: Callable[[Suspect], bool],
 ) -> list[Suspect]:
     """Grow sequences that do more than the sum of their parts, from words that stand out in ordinary texts.
@@ -56,6 +57,7 @@ def sequences(
         candidates: words that may stand out, [words].
         synergy: how many times the sum of its parts' effects a sequence must have.
         pieces: longest sequence.
+        beside: puts a sequence beside as many honest words.
         passes: whether one is a trigger, so that there is no need for a longer one.
 
     Returns:
@@ -90,7 +92,7 @@ def sequences(
         suspects.sort(key=lambda suspect: -suspect.shift * (1 - suspect.company))
         if found and suspects[0].margin <= found[-1].margin:
             break
-        found.append(replace(suspects[0], adds=False))
+        found.append(replace(beside(suspects[0]), adds=False))
         beam = torch.tensor([suspect.words for suspect in suspects[:BEAM]])
         growing = _hardest(effects, beam, short, target)
     return found[-1:]
