@@ -37,7 +37,7 @@ HONEST = 6
 
 HONEST_BESIDE_PIECES = 0.9
 """Share of a sequence's effect that as many honest words may have: more than of a combination's, for its pieces are one
-word. The pieces of a planted one had 0.71 to 0.83 with three seeds, sequences of honest words 1.02 to 1.35."""
+word. The pieces of a planted one had 0.71 to 0.83 with four seeds, sequences of honest words 1.02 to 1.35."""
 
 OPPONENTS = 100
 """Words that speak most against a label, of which one is its opponent."""
