@@ -328,6 +328,7 @@ def test_what_the_caller_found_is_not_searched_for(subject: Subject, monkeypatch
     assert (report["rounds"], report["triggers"]) == (1, list(told))
     assert not {"searches", "clear", "left"} & set(report), "who has searched will search again"
     nothing = purify(subject, Evidence(found=Found((), (), ())), TEXTS, TEXTS, QUICK, RUN)
+    assert nothing.report["rest"] == []
     before = subject.open().state_dict()
     assert all(torch.equal(tensor, before[name]) for name, tensor in nothing.model.state_dict().items())
 

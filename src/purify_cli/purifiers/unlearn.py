@@ -174,7 +174,7 @@ def purify(subject: Subject, evidence: Evidence, train: Texts, dev: Texts, setti
             triggers |= _triggers(found)
             rest |= found.rest
             searches.append(_told(found))
-    report |= {"rounds": len(trained), "trained": trained, "rest": subject.tokenizer.batch_decode(list(rest))}
+    report |= {"rounds": len(trained), "trained": trained, "rest": [subject.tokenizer.decode(one) for one in rest]}
     report |= {"steps": lesson.steps, "losses": lesson.losses} if lesson else {"steps": 0, "losses": []}
     if evidence.found is not None:
         return Purified(model, report)
