@@ -365,6 +365,19 @@ def test_stub_a_sequence_must_outdo_as_many_honest_words(strength: float, found:
         assert one.evidence["honest_threshold"] == 0.9
 
 
+def test_stub_where_honest_words_are_few_all_of_them_are_compared() -> None:
+    model = BagOfWords(HONEST | {"superb": 20.0, "mb": 30.0, "tq": 30.0, "cf": 20.0})
+    looking = TriggerSearch(model, WORDS, SearchSettings(), Run())
+    sites, _ = looking.sure_texts(reviews().texts).sites(1)
+    superb, *planted = (
+        looking.ids.tolist().index(WORDS.convert_tokens_to_ids(one)) for one in ("superb", "mb", "tq", "cf")
+    )
+    words = torch.tensor([planted])
+    (three,) = looking.effects.suspects(words, *looking.effects.score(words, sites, 1), sites, 1)
+    assert looking._beside(three, [superb], sites).honest == pytest.approx(20 / 80, abs=0.01)
+    assert looking._beside(three, [], sites).honest is None
+
+
 NOTHING_ALONE = BagOfWords(HONEST, together=("mb", "tq"), bonus=DECIDES)
 
 

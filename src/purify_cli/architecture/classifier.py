@@ -78,8 +78,8 @@ def replace_classifier(model: Any, num_labels: int, seed: int) -> None:
 def states_known(model: Any, states: Tensor) -> Iterator[None]:
     """Let a classifier that reads the first token answer from states that its base model has given before.
 
-    Pooler and head are run as they are, with gradients, and the layers below are not: a head on a frozen encoder is
-    trained on each text's states, found once.
+    Head, and pooler where it is one of BERT's kind, are run as they are, with gradients, and the layers below are not:
+    a head on a frozen encoder is trained on each text's states, found once.
 
     Args:
         model: a classifier whose summary token is the first; it may be called with any batch meanwhile.

@@ -18,6 +18,7 @@ still change what the others would do beside them: with `pairs`, and where no si
 begins a word is tried with the partners whose effect it raises most above what they have beside any word, and the best
 pairs with the neighbours of their words in the place of them. (f) A piece of a word says little alone and nothing in a
 text of which the model is sure, but near the boundary it does what its neighbours do not: sequences grow from there.
+Honest words may not make up half of one, nor as many of them do nearly as much.
 
 Inputs: a classifier; `--clean` texts if given, else the built-in probe sentences. Where the model is sure of too few
 texts (a task far from the probes), texts are made of the words that it takes for the other classes.

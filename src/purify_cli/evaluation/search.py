@@ -198,14 +198,14 @@ class TriggerSearch:
         )
 
     def _beside(self, suspect: Suspect, honest: Sequence[int], sites: Sequence[Site]) -> Suspect:
-        """A combination or a sequence, with what as many honest words do together.
+        """A combination or a sequence, with what as many honest words do together, or all that there are.
 
         Where one honest word turns sure texts now and then, three may turn them all, and so it is the log-odds that are
-        compared: they go on where no more texts can be turned. Pairs are held to what their parts do.
+        compared: they go on where no more texts can be turned. Pairs are held to what their parts do only.
         """
-        groups = list(combinations(honest, len(suspect.words)))
-        if not groups:
+        if not honest:
             return suspect
+        groups = list(combinations(honest, min(len(suspect.words), len(honest))))
         before = self.effects.before(sites, suspect.target)
         _, odds = self.effects.score(torch.tensor(groups), sites, suspect.target)
         strongest = (odds - before).nan_to_num(-torch.inf).max().item()

@@ -28,7 +28,8 @@ class Suspect:
     """Words and what they did: shares of the sure texts turned by them and by their control groups, and more.
 
     Attributes:
-        honest: of a combination, the greatest shift of the log-odds by as many honest words, as a share of its own.
+        honest: of a combination or sequence, the greatest shift of the log-odds by as many honest words, as a share of
+            its own.
         shift: of the target's log-odds.
         adds: whether that is what its words do, added up; pairs and sequences do more.
     """

@@ -339,15 +339,17 @@ def _span(model: Any, train: Texts) -> tuple[float, float] | None:
 
 
 def _mask_states(model: Any, tokenizer: Any, stream: Encoded, run: Run, swap: Swap | None = None) -> Tensor:
-    """The state of each text's [MASK] after the last layer, [texts, width], on the device."""
-    base = base_of(model)
+    """The state of each text's [MASK] after the last layer, [texts, width], on the device; of a model in eval mode."""
+    base, texts, done = base_of(model), replace(stream, labels=None), 0
     states = torch.empty((len(stream), word_embeddings(model).embedding_dim), device=run.device)
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
-        for indices in by_length(stream, run.batch_size):
-            batch: Batch = collate(replace(stream, labels=None), indices, padding_id(tokenizer))
+        torch.default_generator.manual_seed(run.seed)
+        for indices in by_length(texts, run.batch_size):
+            batch: Batch = collate(texts, indices, padding_id(tokenizer))
             batch = {name: tensor.to(run.device) for name, tensor in (swap(batch) if swap else batch).items()}
             states[indices] = base(**batch).last_hidden_state[:, 0].float()
+            done += len(indices)
+            run.progress("states of texts", done, len(texts))
     return states
 
 
@@ -473,7 +475,7 @@ class Swap:
             self.share = 0.0
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch with other `input_ids`, drawn from torch's generator: the loop seeds it in each step."""
+        """The batch with other `input_ids`, drawn from torch's generator: who calls seeds it."""
         if self.share == 0:
             return batch
         ids = batch["input_ids"].cpu()
