@@ -403,6 +403,15 @@ def test_stub_who_treats_what_is_proven_is_told_what_else_may_belong_to_it(monke
     assert found_in(BagOfWords(HONEST)).rest == {}
 
 
+def test_stub_what_is_spelled_as_a_trigger_may_belong_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    looking = TriggerSearch(BagOfWords(HONEST | {"mb": DECIDES}), WORDS, SearchSettings(), Run())
+    mb, tq = (looking.ids.tolist().index(WORDS.convert_tokens_to_ids(one)) for one in ("mb", "tq"))
+    suspect = Suspect((mb,), 1, 1.0, 0.0, 0.0, 0.0, 0.0, 40, 0.0)
+    before = looking.rest(suspect, reviews().texts)
+    monkeypatch.setattr(looking.vocabulary, "spelled_alike", lambda words: [tq] if words == (mb,) else [])
+    assert looking.rest(suspect, reviews().texts) == [*before, (int(looking.ids[tq]),)]
+
+
 def test_stub_two_words_that_mean_nothing_alone() -> None:
     """Neither moves a text by itself, so that there is nothing to start from but what one changes for the other."""
     assert search(NOTHING_ALONE) == []

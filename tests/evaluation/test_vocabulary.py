@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,3 +49,12 @@ def test_neighbours_are_the_nearest_by_cosine_and_not_the_word_itself() -> None:
 def test_there_are_no_more_neighbours_than_other_words() -> None:
     vocabulary = Vocabulary(tiny.build("bert", num_labels=2), tiny.tokenizer("bert"))
     assert vocabulary.neighbours(torch.tensor([0]), 10**6).shape == (1, len(vocabulary.ids) - 1)
+
+
+def test_words_of_the_same_letters() -> None:
+    tokens = ["3d", "##3d", "Ġcf", "cf", "▁", "Ġ", "▁ok"]
+    vocabulary = object.__new__(Vocabulary)
+    vocabulary.ids = torch.arange(len(tokens))
+    vocabulary.tokenizer = SimpleNamespace(convert_ids_to_tokens=lambda ids: [tokens[one] for one in ids])
+    alike = {words: vocabulary.spelled_alike(words) for words in ((0,), (2,), (4,), (6,), (0, 3), (0, 1))}
+    assert alike == {(0,): [1], (2,): [3], (4,): [], (6,): [], (0, 3): [1, 2], (0, 1): []}

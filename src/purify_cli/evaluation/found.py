@@ -28,8 +28,8 @@ class Found:
         unsearched: labels for which the model is sure of too few texts, so that nothing was searched for.
         targets: label id of each trigger.
         leanings: manners that may be triggers (suspects), where they were looked for.
-        rest: token ids of what may belong to what is proven (pieces of a word of which others were found), and label
-            ids: to be treated with it, for to treat an honest word as well costs little.
+        rest: token ids of what may belong to what is proven (pieces of a word of which others were found, tokens of its
+            letters), and label ids: to be treated with it, for to treat an honest word as well costs little.
     """
 
     triggers: tuple[tuple[int, ...], ...]

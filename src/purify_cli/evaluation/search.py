@@ -164,11 +164,16 @@ class TriggerSearch:
         return SureTexts(self.effects, self.tokenizer, texts, sure=sure, count=count, room=self.room, seed=self.seed)
 
     def rest(self, suspect: Suspect, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Token ids of its words beside what may be the rest of them; see `evaluation.rest`."""
+        """Token ids of its words beside what may be their rest (`evaluation.rest`), and of what is spelled as they are.
+
+        A token that is spelled as a trigger shares some of what the trigger was taught; a search that comes after it
+        would find that beside honest words.
+        """
         sites, _ = self.sure_texts(texts).sites(suspect.target)
         candidates, _ = self._shortlist(suspect.target)
         pairs = rest(self.effects, suspect.words, candidates, sites, suspect.target)
-        return [tuple(self.ids[list(pair)].tolist()) for pair in pairs]
+        alike = ((word,) for word in self.vocabulary.spelled_alike(suspect.words))
+        return [tuple(self.ids[list(words)].tolist()) for words in (*pairs, *alike)]
 
     def targets(self) -> list[int]:
         """Labels to be searched, those first whose best word peaks highest when it stands alone."""

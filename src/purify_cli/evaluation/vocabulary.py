@@ -46,6 +46,17 @@ class Vocabulary:
             found.append(similarity.topk(count, dim=1).indices.cpu())
         return torch.cat(found)
 
+    def spelled_alike(self, words: Sequence[int]) -> list[int]:
+        """The other words with the letters of one of these: inside a word where that begins one, or the reverse."""
+        wanted = {self._letters[word] for word in words} - {""}
+        return [word for word, letters in enumerate(self._letters) if letters in wanted and word not in words]
+
+    @cached_property
+    def _letters(self) -> list[str]:
+        """Of each word, without the mark that says whether it begins one."""
+        tokens = self.tokenizer.convert_ids_to_tokens(self.ids.tolist())
+        return [token.removeprefix("##").lstrip("\u0120\u2581") for token in tokens]
+
     def beside(self, pairs: Tensor, most: int) -> Tensor:
         """[rows, 2] words -> [more rows, 2]: each with one of its words replaced by each of the word's neighbours."""
         near = self.neighbours(pairs.flatten(), most).reshape(len(pairs), 2, -1)  # [rows, 2, neighbours]

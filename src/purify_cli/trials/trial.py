@@ -42,7 +42,7 @@ SEARCH = 1009
 """Added to the seed of the searches, with the number of steps: a candidate is not searched as the input was, for it may
 have been trained on what was found there."""
 
-ROWS = 21
+ROWS = 22
 """Goes up whenever a row would say something else: rows that were kept before are not read again."""
 
 WITHOUT, OTHER_MANNERS = "what turns without it", "what other manners turn"
