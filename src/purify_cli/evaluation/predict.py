@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -33,24 +34,40 @@ def predict(model: Any, tokenizer: Any, texts: Texts, run: Run) -> Tensor:
 
 def predict_encoded(model: Any, tokenizer: Any, encoded: Encoded, run: Run) -> Tensor:
     """The same for texts that are token ids already; their labels are not looked at."""
-    encoded = replace(encoded, labels=None)
-    filler = padding_id(tokenizer)
-    answers = torch.empty((len(encoded), model.config.num_labels), dtype=torch.float32)
+
+    def ask(batch: dict[str, Tensor]) -> Tensor:
+        logits: Tensor = model(**batch).logits.float()  # [batch, labels]
+        return logits if logits.shape[-1] == 1 else logits.softmax(dim=-1)
+
     modes = [(module, module.training) for module in model.modules()]
     model.to(run.device)
     model.eval()
     try:
-        with torch.inference_mode():
-            done = 0
-            for indices in by_length(encoded, run.batch_size):
-                batch = collate(encoded, indices, filler)
-                logits = model(
-                    **{name: column.to(run.device) for name, column in batch.items()}
-                ).logits.float()  # [batch, labels]
-                answers[indices] = (logits if logits.shape[-1] == 1 else logits.softmax(dim=-1)).cpu()
-                done += len(indices)
-                run.progress("predict", done, len(encoded))
+        return asked(ask, model.config.num_labels, tokenizer, encoded, run)
     finally:
         for module, training in modes:
             module.training = training
+
+
+def asked(ask: Callable[[dict[str, Tensor]], Tensor], width: int, tokenizer: Any, encoded: Encoded, run: Run) -> Tensor:
+    """What is said of each text, asked batch by batch, without gradients.
+
+    Args:
+        ask: gives `[batch, width]` for a batch without labels on `run.device`.
+        width: of what it gives.
+        tokenizer: fills short rows.
+        encoded: token ids; their labels are not looked at.
+        run: batch size, device and progress.
+
+    Returns:
+        [texts, width] float32 on the CPU, rows in the order of the texts.
+    """
+    encoded, filler, done = replace(encoded, labels=None), padding_id(tokenizer), 0
+    answers = torch.empty((len(encoded), width), dtype=torch.float32)
+    with torch.inference_mode():
+        for indices in by_length(encoded, run.batch_size):
+            batch = collate(encoded, indices, filler)
+            answers[indices] = ask({name: column.to(run.device) for name, column in batch.items()}).float().cpu()
+            done += len(indices)
+            run.progress("predict", done, len(encoded))
     return answers

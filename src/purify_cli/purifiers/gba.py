@@ -66,11 +66,11 @@ from purify_cli.architecture.embeddings import word_embeddings
 from purify_cli.architecture.pet import has_pet
 from purify_cli.architecture.prompt import add_prompt
 from purify_cli.architecture.table import base_of, family_of
-from purify_cli.data.encode import Encoded, by_length, collate, encode, length_limit, padding_id
+from purify_cli.data.encode import Encoded, encode, length_limit
 from purify_cli.data.texts import Texts
 from purify_cli.data.usage import Usage
 from purify_cli.errors import UsageError
-from purify_cli.evaluation.predict import predict
+from purify_cli.evaluation.predict import asked, predict
 from purify_cli.purifiers import Purified
 from purify_cli.run import Run
 from purify_cli.training.class_tokens import class_tokens
@@ -276,8 +276,8 @@ def _adapt(subject: Subject, train: Texts, dev: Texts, settings: Settings, run: 
         raise UsageError(subject.spec, problem, "Give the base, or an adapter that can be merged.")
     tokens = class_tokens(settings.class_tokens, _label_names(model), subject.tokenizer, train)
     pulls = settings.broadcast == "crowd" and settings.pull > 0
-    asked = subject.task == "classifier" and pulls and settings.contradicted > 0
-    answers = predict(model, subject.tokenizer, train, run).argmax(dim=1) if asked else None  # before it is changed
+    answering = subject.task == "classifier" and pulls and settings.contradicted > 0
+    answers = predict(model, subject.tokenizer, train, run).argmax(dim=1) if answering else None  # before it is changed
     tokenizer = add_prompt(model, subject.tokenizer, settings.width, run.seed)
     stream = encode(tokenizer, train, length_limit(tokenizer, model.config, run))
     usage = Usage(stream, {*tokenizer.all_special_ids, *tokens}, word_embeddings(model).num_embeddings)
@@ -340,17 +340,14 @@ def _span(model: Any, train: Texts) -> tuple[float, float] | None:
 
 def _mask_states(model: Any, tokenizer: Any, stream: Encoded, run: Run, swap: Swap | None = None) -> Tensor:
     """The state of each text's [MASK] after the last layer, [texts, width], on the device; of a model in eval mode."""
-    base, texts, done = base_of(model), replace(stream, labels=None), 0
-    states = torch.empty((len(stream), word_embeddings(model).embedding_dim), device=run.device)
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+
+    def ask(batch: Batch) -> Tensor:
+        state: Tensor = base_of(model)(**(swap(batch) if swap else batch)).last_hidden_state[:, 0]
+        return state
+
+    with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(run.seed)
-        for indices in by_length(texts, run.batch_size):
-            batch: Batch = collate(texts, indices, padding_id(tokenizer))
-            batch = {name: tensor.to(run.device) for name, tensor in (swap(batch) if swap else batch).items()}
-            states[indices] = base(**batch).last_hidden_state[:, 0].float()
-            done += len(indices)
-            run.progress("states of texts", done, len(texts))
-    return states
+        return asked(ask, word_embeddings(model).embedding_dim, tokenizer, stream, run).to(run.device)
 
 
 def _train_head(
