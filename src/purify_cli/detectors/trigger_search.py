@@ -178,7 +178,9 @@ def _finding(suspect: Suspect, search: TriggerSearch, label: str) -> Finding:
     turned = round(suspect.flips * suspect.texts)
     rate = wilson(turned, suspect.texts)
     proven, shifts = search.passes(suspect), ""
-    honest = "" if suspect.honest is None else f"; honest words in its place shift the log-odds {suspect.honest:.2f} as far"
+    honest = ""
+    if suspect.honest is not None:
+        honest = f"; honest words in its place shift the log-odds {suspect.honest:.2f} as far"
     if not proven and suspect.flips < ALSO:
         share = f"{search.settings.shift:g} as far as a word of a proven trigger"
         shifts = f"; it shifts the log-odds at least {share}, which its neighbours do not"
